@@ -1,0 +1,164 @@
+"""Every option, once: name, type, default, bound, unit, help.
+
+A recipe is a strategy: which of the two stages run, and what each may train. The command line's flags,
+their help and the documentation derive from these fields; nothing else declares an option or a default.
+This module never imports torch: `twostage --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "piecewise_constant",
+]
+
+
+def option(default: Any, help: str, *, unit: str = "", flags: tuple[str, ...] = (), **bounds: Any) -> Any:
+    """Declare a field of the recipe.
+
+    Args:
+        default: the value when neither flag nor recipe file gives one; `...` where there is none.
+        help: one sentence for `--help` and the documentation.
+        unit: "steps", "pixels", "images" ...; shown behind the help.
+        flags: short names users know from other trainers, beside the `--section.field` every field has.
+        bounds: pydantic's `ge`, `gt`, `le`, `lt`, `min_length` ...
+    """
+    return Field(default, description=help, json_schema_extra={"unit": unit, "flags": list(flags)}, **bounds)
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, and strict about names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """The photos, and what is said about them."""
+
+    photos: Path | None = option(None, "Folder with the 3 to 5 photos of the subject.", flags=("instance-data-dir",))
+    class_noun: str = option("", "What the subject is, in a word or two: backpack, stuffed animal.", flags=("class",))
+    resolution: int | None = option(
+        None,
+        "Side of the square training picture; the base's own when not given.",
+        unit="pixels",
+        flags=("resolution",),
+        ge=16,
+        le=4096,
+        multiple_of=8,
+    )
+    fit: Literal["crop", "pad"] = option("crop", "Centre crop to a square, or pad the short side.")
+    flip: bool = option(False, "Mirror half of the pictures; wrong for subjects with text or a left and right.")
+    caption: str = option(
+        "",
+        "One caption for all photos, with {} where token and class stand; the field's templates when empty. "
+        "A text file beside a photo (a.jpg, a.txt) always wins.",
+        flags=("instance-prompt",),
+    )
+
+
+class Token(Section):
+    """The placeholder token that stage 1 learns."""
+
+    placeholder: str = option("<rare>", "Name of the new token.", flags=("placeholder-token",), min_length=1)
+    num_vectors: int = option(1, "Embedding vectors the token stands for.", flags=("num-vectors",), ge=1, le=64)
+    initializer: str = option(
+        "",
+        "Word, or rare token of the vocabulary, whose embedding the new one starts from; of several tokens, "
+        "their mean; the mean of the whole vocabulary when empty.",
+        flags=("initializer-token", "init-word"),
+    )
+    role: Literal["adjective", "noun"] = option(
+        "adjective", "Adjective: 'a <rare> backpack'. Noun, as in Textual Inversion: 'a <rare>'."
+    )
+
+
+class Stage(Section):
+    """What both stages have: steps, batch, learning rate and AdamW."""
+
+    steps: int = option(..., "Optimizer steps.", unit="steps", flags=("max-train-steps",), ge=1)
+    learning_rate: float = option(..., "Peak learning rate, per optimizer step.", flags=("learning-rate",), gt=0, le=10)
+    batch_size: int = option(4, "Photos in a batch, per process.", unit="images", flags=("train-batch-size",), ge=1)
+    gradient_accumulation_steps: int = option(
+        1, "Batches whose gradients one optimizer step adds up.", flags=("gradient-accumulation-steps",), ge=1
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, slower.", flags=("gradient-checkpointing",)
+    )
+    lr_scheduler: Schedule = option("constant", "Shape of the learning rate over the steps.", flags=("lr-scheduler",))
+    lr_warmup_steps: int = option(0, "Steps of linear warm-up.", unit="steps", flags=("lr-warmup-steps",), ge=0)
+    lr_num_cycles: int = option(1, "Restarts of cosine_with_restarts.", ge=1)
+    lr_power: float = option(1.0, "Exponent of polynomial.", gt=0)
+    lr_step_rules: str = option("", "Steps and factors of piecewise_constant: '1:200,0.1:400,0.01'.")
+    adam_beta1: float = option(0.9, "AdamW: decay of the first moment.", ge=0, lt=1)
+    adam_beta2: float = option(0.999, "AdamW: decay of the second moment.", ge=0, lt=1)
+    adam_epsilon: float = option(1e-8, "AdamW: added to the denominator.", gt=0)
+    weight_decay: float = option(0.0, "AdamW: decoupled weight decay.", ge=0, le=1)
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.", ge=0)
+
+
+class Stage1(Stage):
+    """Stage 1: the token's embedding learns, everything else is frozen (Textual Inversion)."""
+
+    norm_control: Literal["pull", "none"] = option(
+        "pull",
+        "Pull the embedding's norm to the vocabulary's mean after each step: a large norm drowns the rest of the prompt.",
+    )
+
+
+class Stage2(Stage):
+    """Stage 2: the denoiser learns, text encoder and embedding are frozen."""
+
+    train: Literal["unet"] = option("unet", "What learns: all of the U-Net.")
+
+
+class Sample(Section):
+    """Pictures drawn at each checkpoint, with the same prompts and seeds every time."""
+
+    prompts: tuple[str, ...] = option(
+        ("a photo of a {} on the beach", "a photo of a {} in the snow"),
+        "Prompts, {} standing for token and class; may be given several times.",
+        flags=("validation-prompt",),
+    )
+    per_prompt: int = option(2, "Pictures a prompt; 0 draws none.", unit="images", flags=("num-validation-images",), ge=0)
+    num_inference_steps: int = option(25, "Denoising steps a picture.", unit="steps", ge=1, le=1000)
+    guidance_scale: float = option(7.5, "Weight of classifier-free guidance; 1 is off.", ge=0, le=100)
+
+
+class Checkpoints(Section):
+    """When progress is saved."""
+
+    every: int = option(
+        200, "Save after this many steps of a stage.", unit="steps", flags=("checkpointing-steps",), ge=1
+    )
+    keep: int = option(2, "Checkpoints kept; older ones go.", flags=("checkpoints-total-limit",), ge=1)
+
+
+class Recipe(Section):
+    """A strategy with all its options: what `recipe.toml` holds, and what a run is reproduced from."""
+
+    name: str = option("custom", "Name of the strategy.")
+    description: str = option("", "What it does, in a sentence.")
+    base: str = option(
+        "pocket",
+        "The pretrained pipeline: 'pocket' (bundled), a diffusers folder, or a hub id.",
+        flags=("pretrained-model-name-or-path",),
+    )
+    seed: int = option(0, "All of a run's randomness derives from it.", ge=0, lt=2**63)
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Precision of the forward pass.")
+    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "Experiment tracker, beside metrics.jsonl.")
+    data: Data = Data()
+    token: Token = Token()
+    stage1: Stage1 | None = None
+    stage2: Stage2 | None = None
+    sample: Sample = Sample()
+    checkpoints: Checkpoints = Checkpoints()
