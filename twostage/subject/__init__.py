@@ -1,0 +1,1 @@
+"""What the user brings: photos, captions, and the name of the new token."""

@@ -1,0 +1,186 @@
+"""The placeholder token: new rows of the text encoder's embedding table, and the file they are kept in."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from twostage.errors import UserError
+from twostage.recipe import Token
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A token that was added to a tokenizer and a text encoder.
+
+    Attributes:
+        name: what stands in prompts, "<rare>".
+        token_ids: its rows in the embedding table, one a vector.
+        tokens: their names, "<rare>", "<rare>_1", ... as stock diffusers names them.
+        vocabulary: number of rows that were there before; they are the first.
+        notes: what the user should be told, a sentence each.
+    """
+
+    name: str
+    token_ids: list[int]
+    tokens: list[str]
+    vocabulary: int
+    notes: list[str] = field(default_factory=list)
+
+    def expand(self, prompt: str) -> str:
+        """Write the token's vectors out, as diffusers' `maybe_convert_prompt` does, for the tokenizer."""
+        return prompt.replace(self.name, " ".join(self.tokens))
+
+
+def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token: Token) -> Placeholder:
+    """Give `token` its rows at the end of the embedding table; every row that was there keeps its bits.
+
+    Each of its vectors starts as the initializer's embedding, the mean of them where it is several tokens, or the mean
+    of the vocabulary where it is empty. Vectors start equal: their positions in the prompt are enough to part them.
+
+    Args:
+        tokenizer: grows by `token.num_vectors` added tokens.
+        text_encoder: its embedding table, (vocabulary, D), grows by as many rows, of the same dtype and device.
+        token: name, number of vectors, initializer.
+
+    Raises:
+        UserError: the placeholder already is a word, or holds white space, or its vectors' names are taken; the
+            initializer holds no token.
+    """
+    tokens = [token.placeholder] + [f"{token.placeholder}_{i}" for i in range(1, token.num_vectors)]
+    _check_name(token.placeholder)
+    _check_free(tokenizer, token.placeholder, tokens)
+    start, notes = _initial(tokenizer, text_encoder.get_input_embeddings().weight, token.initializer)
+    if token.placeholder.isalnum():
+        notes.append(
+            f"the placeholder {token.placeholder!r} is found inside longer words too; <{token.placeholder}> is not"
+        )
+
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(tokens)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)
+    assert ids == list(range(vocabulary, vocabulary + len(tokens))), ids
+    _grow(text_encoder, vocabulary + len(tokens))
+    with torch.no_grad():
+        text_encoder.get_input_embeddings().weight[ids] = start
+    return Placeholder(token.placeholder, ids, tokens, vocabulary, notes)
+
+
+def mean_norm(embedding_table: Tensor) -> float:
+    """Mean L2 norm of the rows of (vocabulary, D); pass `weight[:placeholder.vocabulary]` to leave the new rows out."""
+    return float(embedding_table.detach().float().norm(dim=1).mean())
+
+
+def embedding_file_name(name: str) -> str:
+    """A file name that every system takes for the embedding of `name`: "<rare>" -> "rare.safetensors"."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-._")
+    return f"{safe or 'token'}.safetensors"
+
+
+def save_embedding(path: Path, placeholder: Placeholder | str, rows: Tensor) -> None:
+    """Write a token's rows as stock diffusers' `load_textual_inversion` reads them: one tensor, keyed by the name.
+
+    Args:
+        path: written whole or not at all; its folder is made.
+        placeholder: or its name.
+        rows: (num_vectors, D).
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    assert rows.ndim == 2, rows.shape
+    name = placeholder if isinstance(placeholder, str) else placeholder.name
+    data = save({name: rows.detach().to("cpu").contiguous()}, metadata={"format": "pt"})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space there or choose another folder") from None
+
+
+def load_embedding(path: Path) -> tuple[str, Tensor]:
+    """Read a token's name and its rows, (num_vectors, D), from a file of one tensor.
+
+    Raises:
+        UserError: the file is missing, broken, or no embedding.
+    """
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the embedding {path}: {error.strerror}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file: {error}; give the file that stage 1 wrote") from None
+    if len(tensors) != 1:
+        raise UserError(f"{path} holds {len(tensors)} tensors where an embedding is one; give the file stage 1 wrote")
+    ((name, rows),) = tensors.items()
+    if rows.ndim not in (1, 2):
+        raise UserError(f"{path} holds a tensor of shape {tuple(rows.shape)}; an embedding is (vectors, width)")
+    return name, rows.reshape(-1, rows.shape[-1])
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise UserError("the placeholder is empty; name the new token, as in --placeholder-token '<rare>'")
+    if any(c.isspace() for c in name) or not name.isprintable() or "{}" in name:
+        raise UserError(
+            f"the placeholder {name!r} holds white space, {{}} or unprintable characters; choose a name like <rare>"
+        )
+
+
+def _check_free(tokenizer: CLIPTokenizer, name: str, tokens: list[str]) -> None:
+    taken = tokenizer.get_vocab()
+    for piece in tokens:
+        for spelling in (piece, piece.lower(), f"{piece.lower()}</w>"):
+            if spelling in taken:
+                whose = "" if piece == name else f" (vector {piece} of {name!r})"
+                raise UserError(
+                    f"the placeholder {piece!r}{whose} already is a token of the vocabulary; choose a name that is no "
+                    f"word, like <{name.strip('<>') or 'rare'}-1>"
+                )
+    if len(tokenizer(name, add_special_tokens=False).input_ids) == 1:
+        raise UserError(f"the placeholder {name!r} already is a token of the vocabulary; choose a name like <rare>")
+    # diffusers takes <a>_1 for the second vector of <a>, whoever added it.
+    stem, _, number = name.rpartition("_")
+    if f"{name}_1" in taken or (number.isdigit() and stem in taken):
+        raise UserError(f"the placeholder {name!r} would run together with a token that was added; choose another name")
+
+
+def _initial(tokenizer: CLIPTokenizer, table: Tensor, initializer: str) -> tuple[Tensor, list[str]]:
+    """The embedding a new token starts from, (D,), and what to tell the user about it."""
+    rows = table.detach()[: len(tokenizer)]
+    if not initializer:
+        return rows.float().mean(dim=0).to(rows.dtype), []
+    if not initializer.replace(" ", "").isprintable():
+        raise UserError(f"the initializer {initializer!r} holds unprintable characters; give a word")
+    ids = tokenizer(initializer, add_special_tokens=False).input_ids
+    if not ids:
+        raise UserError(f"the initializer {initializer!r} holds no token; give a word, or leave it empty for the mean")
+    if len(ids) == 1:
+        return rows[ids[0]].clone(), []
+    pieces = ", ".join(repr(tokenizer.decode([i]).strip()) for i in ids)
+    note = f"the initializer {initializer!r} is {len(ids)} tokens ({pieces}); starting from their mean"
+    return rows[ids].float().mean(dim=0).to(rows.dtype), [note]
+
+
+def _grow(text_encoder: CLIPTextModel, size: int) -> None:
+    """At least `size` rows. A table padded beyond its vocabulary may have them already."""
+    weight = text_encoder.get_input_embeddings().weight
+    if weight.shape[0] >= size:
+        return
+    trains = weight.requires_grad
+    # Rows drawn from the table's covariance, the default, would cost seconds and be overwritten.
+    text_encoder.resize_token_embeddings(size, mean_resizing=False)
+    text_encoder.get_input_embeddings().weight.requires_grad_(trains)
