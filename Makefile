@@ -4,23 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test check format clean
 
 demo: $(VENV)/.installed  ## learn a subject from four pictures of it, and draw it in new places
 	$(BIN)/twostage demo
 
-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.installed-dev  ## every test
+	$(BIN)/python -m pytest
 
-check: lint test  ## every check: what continuous integration runs
-
-lint: $(VENV)/.installed-dev
+check: $(VENV)/.installed-dev  ## every check but the tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -8,9 +8,9 @@ This module never imports torch: `twostage --help` must answer at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Schedule = Literal[
     "constant",
@@ -39,7 +39,7 @@ def option(default: Any, help: str, *, unit: str = "", flags: tuple[str, ...] = 
 class Section(BaseModel):
     """A table of the recipe: frozen, and strict about names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
@@ -98,12 +98,22 @@ class Stage(Section):
     lr_warmup_steps: int = option(0, "Steps of linear warm-up.", unit="steps", flags=("lr-warmup-steps",), ge=0)
     lr_num_cycles: int = option(1, "Restarts of cosine_with_restarts.", ge=1)
     lr_power: float = option(1.0, "Exponent of polynomial.", gt=0)
-    lr_step_rules: str = option("", "Steps and factors of piecewise_constant: '1:200,0.1:400,0.01'.")
+    lr_step_rules: str = option(
+        "",
+        "Factors and steps of piecewise_constant: '1:200,0.1:400,0.01'.",
+        pattern=r"^$|^(\d*\.?\d+:\d+,)+\d*\.?\d+$",
+    )
     adam_beta1: float = option(0.9, "AdamW: decay of the first moment.", ge=0, lt=1)
     adam_beta2: float = option(0.999, "AdamW: decay of the second moment.", ge=0, lt=1)
     adam_epsilon: float = option(1e-8, "AdamW: added to the denominator.", gt=0)
     weight_decay: float = option(0.0, "AdamW: decoupled weight decay.", ge=0, le=1)
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.", ge=0)
+
+    @model_validator(mode="after")
+    def _rules_for_pieces(self) -> Self:
+        if (self.lr_scheduler == "piecewise_constant") != bool(self.lr_step_rules):
+            raise ValueError("lr_scheduler = 'piecewise_constant' and lr_step_rules need each other")
+        return self
 
 
 class Stage1(Stage):
@@ -111,7 +121,7 @@ class Stage1(Stage):
 
     norm_control: Literal["pull", "none"] = option(
         "pull",
-        "Pull the embedding's norm to the vocabulary's mean after each step: a large norm drowns the rest of the prompt.",
+        "Pull the embedding's norm to the vocabulary's mean after each step: a large norm drowns the other words.",
     )
 
 
@@ -129,7 +139,9 @@ class Sample(Section):
         "Prompts, {} standing for token and class; may be given several times.",
         flags=("validation-prompt",),
     )
-    per_prompt: int = option(2, "Pictures a prompt; 0 draws none.", unit="images", flags=("num-validation-images",), ge=0)
+    per_prompt: int = option(
+        2, "Pictures a prompt; 0 draws none.", unit="images", flags=("num-validation-images",), ge=0
+    )
     num_inference_steps: int = option(25, "Denoising steps a picture.", unit="steps", ge=1, le=1000)
     guidance_scale: float = option(7.5, "Weight of classifier-free guidance; 1 is off.", ge=0, le=100)
 
@@ -146,7 +158,7 @@ class Checkpoints(Section):
 class Recipe(Section):
     """A strategy with all its options: what `recipe.toml` holds, and what a run is reproduced from."""
 
-    name: str = option("custom", "Name of the strategy.")
+    name: str = option("custom", "Name of the strategy; part of the run folder's name.", pattern=r"^\w[\w .+-]*$")
     description: str = option("", "What it does, in a sentence.")
     base: str = option(
         "pocket",
