@@ -1,0 +1,148 @@
+"""Command-line flags, derived from the recipe's fields.
+
+Nothing is declared here: each field of `Recipe` becomes `--section.field` plus the short names it lists. All default
+to None, so that only what was given overrides the recipe file.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
+
+from twostage.recipe import Recipe, Section, Stage
+from twostage.recipe_errors import sections
+
+EVERY_STAGE = "Every stage that the recipe has (--stage1.NAME or --stage2.NAME for one alone)"
+
+
+def recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a Typer command a flag for every option of the recipe.
+
+    The command takes a parameter `overrides: dict[str, Any]`, which Typer never sees: it gets the flags that were
+    given, keyed the way `load_recipe` wants them ("stage2.learning_rate"). Whether a value is one that the option
+    takes is left to the recipe, so that all mistakes, in flags and file, are reported together.
+    """
+    own = inspect.signature(command, eval_str=True)
+    flags = {parameter.name: (key, field, parameter) for key, field, parameter in _parameters()}
+
+    @functools.wraps(command)
+    def with_flags(**given: Any) -> None:
+        overrides = {}
+        for name, (key, field, _) in flags.items():
+            value = given.pop(name)
+            if value is not None and value != []:
+                overrides[key] = _parse(value, _plain_type(field))
+        command(**given, overrides=overrides)
+
+    parameters = [p for p in own.parameters.values() if p.name != "overrides"]
+    parameters += [parameter for _, _, parameter in flags.values()]
+    with_flags.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_flags
+
+
+class SectionedHelp(TyperCommand):
+    """`--help` with a heading per section. Rich's panels cut long flag names off at 80 columns; plain text does not."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, in the order and under the headings they were declared with."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=34)
+
+
+def short_names(field: FieldInfo) -> list[str]:
+    """The names users know an option by, beside the one that its place in the recipe gives it."""
+    extra = field.json_schema_extra
+    names = extra.get("flags", []) if isinstance(extra, dict) else []
+    assert isinstance(names, list)
+    return [str(name) for name in names]
+
+
+def unit(field: FieldInfo) -> str:
+    """ "steps", "pixels", ... or nothing."""
+    extra = field.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def _parameters() -> Iterator[tuple[str, FieldInfo, inspect.Parameter]]:
+    """Key for `load_recipe`, field, and Typer parameter of every flag."""
+    tables = sections()
+    for name, field in Recipe.model_fields.items():
+        if name not in tables:
+            yield name, field, _parameter(name, field, short_names(field), "Run")
+    for title, section in tables.items():
+        if title == "stage1":  # what the stages share comes before what is one's own
+            for name, field in Stage.model_fields.items():
+                yield f"stage.{name}", field, _parameter(f"stage.{name}", field, short_names(field), EVERY_STAGE)
+        for name, field in section.model_fields.items():
+            shared = issubclass(section, Stage) and name in Stage.model_fields
+            names = [] if shared else short_names(field)
+            yield f"{title}.{name}", field, _parameter(f"{title}.{name}", field, names, _first_line(section), shared)
+
+
+def _parameter(key: str, field: FieldInfo, names: list[str], panel: str, hidden: bool = False) -> inspect.Parameter:
+    kind = _plain_type(field)
+    spelled = [name.replace("_", "-") for name in (key, *names)]
+    # Without the second name there would be no way to turn off what a recipe file turns on.
+    declared = [f"--{name}/--no-{name}" if kind is bool else f"--{name}" for name in spelled]
+    option = typer.Option(
+        None,
+        *declared,
+        help=(field.description or "") + _facts(field),
+        metavar=None if kind is bool else _metavar(kind),
+        rich_help_panel=panel,
+        show_default=False,
+        hidden=hidden,
+    )
+    annotation = bool | None if kind is bool else list[str] | None if kind is tuple else str | None
+    return inspect.Parameter(
+        key.replace(".", "__"), inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation
+    )
+
+
+def _plain_type(field: FieldInfo) -> Any:
+    """int of `int | None`, tuple of `tuple[str, ...]`; a Literal as it is."""
+    kind: Any = field.annotation
+    if isinstance(kind, UnionType):
+        kind = next(choice for choice in get_args(kind) if choice is not type(None))
+    return tuple if get_origin(kind) is tuple else kind
+
+
+def _parse(value: Any, kind: Any) -> Any:
+    """The number that the text stands for; what is none stays text, and the recipe will say so."""
+    if kind not in (int, float):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "TEXT"}.get(kind, "PATH")
+
+
+def _facts(field: FieldInfo) -> str:
+    facts = [unit(field)] if unit(field) else []
+    if not field.is_required() and field.default not in (None, "") and not isinstance(field.default, bool | tuple):
+        facts.append(f"default {field.default}")
+    return f" ({'; '.join(facts)})" if facts else ""
+
+
+def _first_line(section: type[Section]) -> str:
+    return (section.__doc__ or "").splitlines()[0].rstrip(".")

@@ -1,0 +1,74 @@
+"""`twostage generate`: pictures of the subject from a run folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twostage.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `twostage train` made.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What to draw: 'a photo of a <rare> backpack on the beach'.")
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.", min=0)] = 0,
+    steps: Annotated[
+        int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.", min=1, max=1000)
+    ] = 25,
+    guidance: Annotated[
+        float, typer.Option("--guidance", "--guidance-scale", help="Weight of the prompt; 1 is off.", min=0, max=100)
+    ] = 7.5,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", "--output-dir", help="Folder for the pictures; RUN/generated when not given."),
+    ] = None,
+) -> None:
+    """Draw the subject.
+
+    Pictures are numbered on from what the folder holds: none is overwritten.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run} is no run folder: `twostage train` makes one")
+    if not prompt.strip():
+        raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a <rare> backpack on the beach'")
+    if guidance != guidance:  # NaN passes every bound
+        raise UserError("--guidance nan: must be a number from 0 to 100")
+    folder = output or run / "generated"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --output wants a folder")
+
+    from twostage import run as verbs  # imports torch
+
+    pictures = verbs.generate(run, prompt, count=count, seed=seed, num_inference_steps=steps, guidance_scale=guidance)
+    facts = {"prompt": prompt, "seed": str(seed), "steps": str(steps), "guidance": str(guidance)}
+    for path in _save(pictures, folder, facts):
+        typer.echo(path)
+
+
+def _save(pictures: list[Image], folder: Path, facts: dict[str, str]) -> list[Path]:
+    """Write the pictures as PNGs that hold the facts of how they were made."""
+    from PIL.PngImagePlugin import PngInfo
+
+    words = re.sub(r"[^a-z0-9]+", "-", facts["prompt"].lower()).strip("-")[:60].strip("-")
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(match[1]) for path in folder.iterdir() if (match := re.match(r"(\d+)-.*\.png$", path.name))]
+        for number, picture in enumerate(pictures, start=max(taken, default=0) + 1):
+            info = PngInfo()
+            for name, fact in {**facts, "number": str(number)}.items():
+                info.add_itxt(name, fact)
+            paths.append(folder / f"{number:04d}-{words}.png")
+            picture.save(paths[-1], pnginfo=info)
+    except OSError as error:
+        raise UserError(f"cannot write pictures to {folder}: {error.strerror or error}") from error
+    return paths

@@ -1,0 +1,76 @@
+"""`twostage train`: photos in, run folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twostage.errors import UserError
+from twostage.recipe import Recipe
+from twostage.recipe_file import load_recipe
+
+from .flags import recipe_flags
+
+
+@recipe_flags
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe's name (see `twostage recipe list`), TOML file or run folder."),
+    ],
+    photos: Annotated[
+        str | None, typer.Argument(metavar="PHOTOS", help="Folder with the 3 to 5 photos of the subject.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", "--output-dir", help="Run folder; runs/<recipe>-<photos> when not given."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's latest checkpoint.")] = False,
+    resume_from_checkpoint: Annotated[
+        str | None, typer.Option(metavar="latest", help="The same as --resume; 'latest' is the only choice.")
+    ] = None,
+    *,
+    overrides: dict[str, Any],
+) -> None:
+    """Teach a base model one subject.
+
+    Example: twostage train two-stage photos/ --class backpack --base stable-diffusion-v1-5/stable-diffusion-v1-5
+    """
+    if resume_from_checkpoint not in (None, "latest"):
+        raise UserError(
+            f"--resume-from-checkpoint {resume_from_checkpoint}: only 'latest' can be resumed; "
+            "to go on from a run folder, write --resume --output FOLDER"
+        )
+    if photos is not None:
+        overrides["data.photos"] = photos
+    resolved = load_recipe(recipe, overrides=overrides)
+    folder = _photos(resolved)
+    _check_class(resolved, folder)
+    output = output or Path("runs") / f"{resolved.name}-{folder.resolve().name}"
+
+    from twostage import run  # imports torch: only now, when everything cheap has been checked
+
+    finished = run.train(resolved, output, resume=resume or resume_from_checkpoint is not None)
+    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {{}} on the beach"')
+
+
+def _photos(recipe: Recipe) -> Path:
+    folder = recipe.data.photos
+    if folder is None:
+        raise UserError("no photos: name their folder behind the recipe, as in `twostage train two-stage photos/`")
+    if str(folder) == ".":  # what "$UNSET" becomes, too; a run on whatever lies around is worth a word
+        raise UserError("PHOTOS is empty or '.': name the folder with the photos")
+    return folder
+
+
+def _check_class(recipe: Recipe, folder: Path) -> None:
+    """Ask for the class noun where prompts need one: an adjective has to stand before something."""
+    data = recipe.data
+    if data.class_noun.strip() or recipe.token.role == "noun" or (data.caption and "{}" not in data.caption):
+        return
+    from twostage.subject.photos import find_photos
+
+    if any(photo.caption is None for photo in find_photos(folder)):
+        raise UserError("what is on the photos? say it in a word or two, as in --class backpack")
