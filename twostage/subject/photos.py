@@ -34,7 +34,6 @@ _DECODER_ERRORS = (
     LookupError,
     EOFError,
     ArithmeticError,
-    AttributeError,
     RuntimeError,
     struct.error,
     zlib.error,

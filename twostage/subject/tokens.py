@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,7 @@ class Placeholder:
         name: what stands in prompts, "<rare>".
         token_ids: its rows in the embedding table, one a vector.
         tokens: their names, "<rare>", "<rare>_1", ... as stock diffusers names them.
-        vocabulary: number of rows that were there before; they are the first.
+        vocabulary: size of the vocabulary before; its rows are the table's first.
         notes: what the user should be told, a sentence each.
     """
 
@@ -56,9 +58,9 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
             initializer holds no token.
     """
     tokens = [token.placeholder] + [f"{token.placeholder}_{i}" for i in range(1, token.num_vectors)]
-    _check_name(token.placeholder)
+    _check_name(token.placeholder, token.num_vectors)
     _check_free(tokenizer, token.placeholder, tokens)
-    start, notes = _initial(tokenizer, text_encoder.get_input_embeddings().weight, token.initializer)
+    start, notes = _initial(tokenizer, embedding_table(text_encoder), token.initializer)
     if token.placeholder.isalnum():
         notes.append(
             f"the placeholder {token.placeholder!r} is found inside longer words too; <{token.placeholder}> is not"
@@ -66,17 +68,41 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
 
     vocabulary = len(tokenizer)
     tokenizer.add_tokens(tokens)
-    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)
+    ids = [int(tokenizer.convert_tokens_to_ids(piece)) for piece in tokens]
     assert ids == list(range(vocabulary, vocabulary + len(tokens))), ids
     _grow(text_encoder, vocabulary + len(tokens))
     with torch.no_grad():
-        text_encoder.get_input_embeddings().weight[ids] = start
+        embedding_table(text_encoder)[ids] = start
     return Placeholder(token.placeholder, ids, tokens, vocabulary, notes)
 
 
-def mean_norm(embedding_table: Tensor) -> float:
+def check_prompts(tokenizer: CLIPTokenizer, placeholder: Placeholder, prompts: Iterable[str]) -> None:
+    """Make sure that all vectors of the token come before the end of what the text encoder reads.
+
+    Raises:
+        UserError: a prompt is so long, or the token of so many vectors, that some would never be trained.
+    """
+    for prompt in prompts:
+        ids = tokenizer(placeholder.expand(prompt), truncation=True).input_ids
+        lost = set(placeholder.token_ids) - set(ids)
+        if lost:
+            raise UserError(
+                f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens the text encoder reads: "
+                f"{len(lost)} of the {len(placeholder.tokens)} vectors of {placeholder.name} fall off; shorten it, "
+                "move the token to the front, or lower token.num_vectors"
+            )
+
+
+def embedding_table(text_encoder: CLIPTextModel) -> Tensor:
+    """The weight that token ids index, (rows, D); the parameter itself, whatever the version of transformers."""
+    layer = text_encoder.get_input_embeddings()
+    assert isinstance(layer, torch.nn.Embedding), type(layer)
+    return layer.weight
+
+
+def mean_norm(table: Tensor) -> float:
     """Mean L2 norm of the rows of (vocabulary, D); pass `weight[:placeholder.vocabulary]` to leave the new rows out."""
-    return float(embedding_table.detach().float().norm(dim=1).mean())
+    return float(table.detach().float().norm(dim=1).mean())
 
 
 def embedding_file_name(name: str) -> str:
@@ -131,12 +157,19 @@ def load_embedding(path: Path) -> tuple[str, Tensor]:
     return name, rows.reshape(-1, rows.shape[-1])
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, num_vectors: int) -> None:
     if not name:
         raise UserError("the placeholder is empty; name the new token, as in --placeholder-token '<rare>'")
     if any(c.isspace() for c in name) or not name.isprintable() or "{}" in name:
         raise UserError(
             f"the placeholder {name!r} holds white space, {{}} or unprintable characters; choose a name like <rare>"
+        )
+    # CLIP's tokenizer reports "<Rare>" as "<rare>", so diffusers would not find the further vectors of "<Rare>".
+    normal = unicodedata.normalize("NFC", name).lower()
+    if num_vectors > 1 and name != normal:
+        raise UserError(
+            f"the placeholder {name!r} of {num_vectors} vectors has capitals, which stock diffusers would read as one "
+            f"vector; call it {normal}"
         )
 
 
@@ -170,17 +203,16 @@ def _initial(tokenizer: CLIPTokenizer, table: Tensor, initializer: str) -> tuple
         raise UserError(f"the initializer {initializer!r} holds no token; give a word, or leave it empty for the mean")
     if len(ids) == 1:
         return rows[ids[0]].clone(), []
-    pieces = ", ".join(repr(tokenizer.decode([i]).strip()) for i in ids)
+    pieces = ", ".join(repr(str(tokenizer.decode([i])).strip()) for i in ids)
     note = f"the initializer {initializer!r} is {len(ids)} tokens ({pieces}); starting from their mean"
     return rows[ids].float().mean(dim=0).to(rows.dtype), [note]
 
 
 def _grow(text_encoder: CLIPTextModel, size: int) -> None:
     """At least `size` rows. A table padded beyond its vocabulary may have them already."""
-    weight = text_encoder.get_input_embeddings().weight
-    if weight.shape[0] >= size:
+    table = embedding_table(text_encoder)
+    if table.shape[0] >= size:
         return
-    trains = weight.requires_grad
     # Rows drawn from the table's covariance, the default, would cost seconds and be overwritten.
     text_encoder.resize_token_embeddings(size, mean_resizing=False)
-    text_encoder.get_input_embeddings().weight.requires_grad_(trains)
+    embedding_table(text_encoder).requires_grad_(table.requires_grad)
