@@ -178,6 +178,7 @@ def test_other_files_are_passed_over(tmp_path):
     (tmp_path / "sub").mkdir()
     save(tmp_path / "sub" / "deep.png")
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
     assert [photo.path.name for photo in find_photos(tmp_path)] == ["A.JPG", "b.png", "ünï 漢字.png"]
 
 

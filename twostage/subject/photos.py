@@ -79,8 +79,10 @@ def find_photos(folder: Path) -> list[Photo]:
     for name in names:
         path = folder / name
         suffix = path.suffix.lower()
-        if name.startswith(".") or path.is_dir() or suffix not in readable | _FOREIGN:
-            skipped.append(_printable(name) + ("/" if path.is_dir() else ""))
+        # os.path's answer is False where Path's is a PermissionError.
+        no_file = os.path.exists(path) and not os.path.isfile(path)
+        if name.startswith(".") or no_file or suffix not in readable | _FOREIGN:
+            skipped.append(_printable(name) + ("/" if os.path.isdir(path) else ""))
             continue
         photos.append(path)
         try:
@@ -130,14 +132,16 @@ def load_photo(photo: Photo, resolution: int, fit: Literal["crop", "pad"]) -> to
 
 
 def _list(folder: Path) -> list[str]:
-    if not folder.exists():
-        raise UserError(f"the photo folder {_printable(folder)} does not exist; give the folder that holds the photos")
-    if not folder.is_dir():
+    if os.path.isfile(folder):
         raise UserError(f"{_printable(folder)} is a file, not a folder; give the folder that holds the photos")
     try:
         return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"the photo folder {_printable(folder)} does not exist; give one that holds photos") from None
     except OSError as error:
-        raise UserError(f"cannot list the photo folder {_printable(folder)}: {_reason(error)}") from None
+        raise UserError(
+            f"cannot list the photo folder {_printable(folder)}: {_reason(error)}; allow reading it"
+        ) from None
 
 
 def _readable_suffixes() -> set[str]:
@@ -240,7 +244,7 @@ def _find_captions(folder: Path, names: list[str], photos: list[Path]) -> dict[P
     captions = {}
     for path in photos:
         file = files.get(path.stem)
-        if file is None or not file.is_file():
+        if file is None or (os.path.exists(file) and not os.path.isfile(file)):
             continue
         if shared[path.stem] > 1:
             same = _some([_printable(other.name) for other in photos if other.stem == path.stem])
