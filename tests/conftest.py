@@ -1,0 +1,52 @@
+"""What the tests share: a tiny pipeline with random weights in stock layout, and four small photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.random_sd15 import SIZES, write_pipeline
+from twostage.recipe import Checkpoints, Data, Recipe, Sample, Stage1, Stage2, Token
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `StableDiffusionPipeline` folder, 16x16 pixels; never write to it."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    write_pipeline(folder, SIZES["tiny"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small photos of a thing, none like another; never write to it."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, colour in enumerate(("crimson", "teal", "gold", "navy")):
+        photo = Image.new("RGB", (40, 32), "ivory")
+        ImageDraw.Draw(photo).rectangle((4 + index, 6, 22 + index, 26 - index), fill=colour)
+        photo.save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tiny_base: Path, photos: Path) -> Recipe:
+    """Both stages in a few steps of the tiny base; vary it with `model_copy(update=...)`."""
+    return Recipe(
+        name="tiny",
+        base=str(tiny_base),
+        data=Data(photos=photos, class_noun="backpack"),
+        token=Token(initializer="red"),
+        stage1=Stage1(steps=6, learning_rate=5e-3, batch_size=2),
+        stage2=Stage2(steps=6, learning_rate=1e-3, batch_size=2),
+        sample=Sample(prompts=("a photo of a {} on the beach",), per_prompt=1, num_inference_steps=2),
+        checkpoints=Checkpoints(every=4, keep=2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run beside each other; sums in another order would also be other bits."""
+    torch.set_num_threads(1)

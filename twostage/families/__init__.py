@@ -1,0 +1,204 @@
+"""Model families, one file each: how a pretrained pipeline is loaded, asked and put together again.
+
+A family is a module of this folder, found by its file name, that defines
+
+    PIPELINE                 `_class_name` in the `model_index.json` of the folders it reads
+    COMPONENTS               sub-folders it needs
+    load(folder, name)       one component, float32, in eval mode
+    resolution(folder)       side of the pictures the base was trained on, in pixels, and the VAE's reduction
+    encode_images            pixels -> mean and standard deviation of the scaled latents
+    encode_text              prompts -> prompt states
+    predict                  noisy latents, timesteps, prompt states -> the U-Net's output
+    build_pipeline           the stock pipeline that draws pictures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pkgutil
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from diffusers import DDPMScheduler, DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from twostage.errors import UserError
+from twostage.pocket import pocket_folder
+from twostage.quiet import quiet
+
+
+@dataclass
+class Base:
+    """A pretrained pipeline whose components are read from disk when first asked for.
+
+    So the U-Net never waits in memory for the VAE to finish; `release` drops a component, and asking again reads it
+    anew, untouched by whatever was done to the one before.
+
+    Attributes:
+        source: what the user named: 'pocket', a folder or a hub id.
+        folder: where its files are.
+        family: the module of this package that reads it.
+        resolution: side of the pictures it was trained on, in pixels.
+        reduction: pixels of a latent's side.
+    """
+
+    source: str
+    folder: Path
+    family: ModuleType
+    resolution: int
+    reduction: int
+    _loaded: dict[str, Any] = field(default_factory=dict)
+
+    def release(self, *names: str) -> None:
+        """Forget components, so that their memory can be freed."""
+        for name in names:
+            self._loaded.pop(name, None)
+
+    def _component(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load_part(self.family, self.folder, name)
+        return self._loaded[name]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._component("tokenizer")
+
+    @property
+    def text_encoder(self) -> Any:
+        return self._component("text_encoder")
+
+    @property
+    def vae(self) -> Any:
+        return self._component("vae")
+
+    @property
+    def unet(self) -> Any:
+        return self._component("unet")
+
+    @cached_property
+    def noise_scheduler(self) -> DDPMScheduler:
+        """The forward process of training, with the betas and the prediction type of the folder's own scheduler."""
+        with quiet():
+            scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(
+                self.folder, subfolder="scheduler", local_files_only=True
+            )
+        return scheduler
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over the names and the bytes of all files training reads, in hex."""
+        digest = hashlib.sha256()
+        for path in _files(self.folder, self.family):
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def load_base(base: str) -> Base:
+    """Find a pretrained pipeline and check that it can be read, without loading a weight yet.
+
+    Args:
+        base: 'pocket' for the bundled one, a folder in diffusers' layout, or a hub id such as 'org/name', which is
+            downloaded unless it is in the cache already (safetensors weights only).
+
+    Raises:
+        UserError: no such folder or repository, no pipeline in it, one of a family that is not known, a missing
+            component, or a broken weights file.
+    """
+    folder = _find_folder(base)
+    family = _family_of(folder, base)
+    for name in family.COMPONENTS:
+        if not (folder / name).is_dir():
+            raise UserError(f"base {base!r} has no {name}/ in {folder}; a {family.PIPELINE} needs it, get it anew")
+    for path in _files(folder, family):
+        if path.suffix == ".safetensors":
+            _check_weights(path)
+    resolution, reduction = family.resolution(folder)
+    return Base(base, folder, family, resolution, reduction)
+
+
+def load_part(family: ModuleType, folder: Path, name: str) -> Any:
+    """Read one component anew, with any error of the files told in one line."""
+    with quiet():
+        try:
+            return family.load(folder, name)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            # The libraries have no common class for "this file is not what I expected".
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"cannot load {folder / name}: {reason}; get the base anew") from error
+
+
+@cache
+def known_families() -> dict[str, ModuleType]:
+    """The families found beside this file, keyed by the pipeline class they read."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return {module.PIPELINE: module for module in modules}
+
+
+def _find_folder(base: str) -> Path:
+    if base == "pocket":
+        return pocket_folder()
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"base {base!r} is a file; give the folder of a diffusers pipeline, a hub id, or 'pocket'")
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise UserError(f"base {base!r} is no folder here; give that of a diffusers pipeline, a hub id, or 'pocket'")
+    return _download(base)
+
+
+def _download(hub_id: str) -> Path:
+    unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    with quiet():
+        try:
+            return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **unused))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"base {hub_id!r} is no folder here and cannot be fetched from the Hugging Face hub: {reason}"
+            ) from error
+
+
+def _family_of(folder: Path, base: str) -> ModuleType:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"base {base!r} is no diffusers pipeline: there is no {index}")
+    try:
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"base {base!r}: {index} names no pipeline class ({error}); get the base anew") from error
+    families = known_families()
+    if not isinstance(name, str) or name not in families:
+        raise UserError(f"base {base!r} is a {name}, which is not known; known are: {', '.join(sorted(families))}")
+    return families[name]
+
+
+def _files(folder: Path, family: ModuleType) -> list[Path]:
+    wanted = {".safetensors", ".json", ".txt"}
+    return sorted(
+        path
+        for name in family.COMPONENTS
+        for path in (folder / name).glob("*")
+        if path.suffix in wanted and not _is_variant(path)
+    )
+
+
+def _is_variant(path: Path) -> bool:
+    """diffusers keeps half-precision copies beside the weights, as `model.fp16.safetensors`; they are not read."""
+    return path.suffix == ".safetensors" and "." in path.stem
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights {path} are broken ({error}); get the base anew") from error

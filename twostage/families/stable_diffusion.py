@@ -1,0 +1,93 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, 4-channel latents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from twostage.errors import UserError
+from twostage.quiet import quiet
+
+with quiet():  # Its import warns of image processors that are not used here.
+    from diffusers import StableDiffusionPipeline
+
+PIPELINE = "StableDiffusionPipeline"
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+_CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+# Never loaded: they cost memory and training has no use for them.
+_LEFT_OUT: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+
+
+def load(folder: Path, name: str) -> Any:
+    """One component of the pipeline in `folder`: float32, frozen, in eval mode.
+
+    Eval mode throughout: these nets have no dropout to lose, and a step's randomness stays in its addressed draws.
+    """
+    if name == "tokenizer":
+        return CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+    model = _CLASSES[name].from_pretrained(
+        folder / name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model.requires_grad_(False).eval()
+
+
+def resolution(folder: Path) -> tuple[int, int]:
+    """Side of the base's pictures in pixels, and how many pixels a latent's side spans."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        size, reduction = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
+        side = size if isinstance(size, int) else min(size)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read the configuration of the base in {folder}: {error!r}; get it anew") from error
+    return side * reduction, reduction
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior of the latents.
+
+    Args:
+        pixels: (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        mean and standard deviation, each (B, 4, H/reduction, W/reduction), scaled as the U-Net sees them.
+    """
+    posterior = vae.encode(pixels).latent_dist
+    scale = vae.config.scaling_factor
+    return posterior.mean * scale, posterior.std * scale
+
+
+def encode_text(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
+    """Prompt states (len(prompts), tokens, D), as the stock pipeline computes them; tokens of several vectors must
+    have been written out."""
+    ids = tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    states: Tensor = text_encoder(ids.to(text_encoder.device))[0]
+    return states
+
+
+def predict(unet: Any, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    """The U-Net's output (B, 4, h, w) for noisy latents (B, 4, h, w), timesteps (B,) and states (B, tokens, D)."""
+    output: Tensor = unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+    return output
+
+
+def build_pipeline(folder: Path, **components: Any) -> StableDiffusionPipeline:
+    """The stock pipeline of `folder`, with the given components in place of its own."""
+    return StableDiffusionPipeline.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        requires_safety_checker=False,
+        **_LEFT_OUT,
+        **components,
+    )

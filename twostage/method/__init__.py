@@ -1,0 +1,1 @@
+"""The two stages, and the one loop that runs them."""

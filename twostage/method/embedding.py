@@ -1,0 +1,85 @@
+"""Stage 1: the token's embedding learns, everything else is frozen (Textual Inversion, arXiv 2208.01618)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twostage.families import Base
+from twostage.method.examples import Batch
+from twostage.method.loss import denoising_loss
+from twostage.subject.tokens import Placeholder, mean_norm
+
+
+class EmbeddingLearner(nn.Module):
+    """The new rows of the embedding table, and the loss they learn from.
+
+    They are the only parameter here, (num_vectors, D) float32: no gradient and no optimizer state exist for the
+    49,408 rows of the vocabulary, nor for the frozen nets, which are asked but not owned.
+    """
+
+    def __init__(self, base: Base, placeholder: Placeholder) -> None:
+        super().__init__()
+        self._frozen = (base.text_encoder, base.unet)  # In a tuple, so that torch registers neither as ours.
+        self._family, self._tokenizer, self._noise_scheduler = base.family, base.tokenizer, base.noise_scheduler
+        self._placeholder = placeholder
+        table = base.text_encoder.get_input_embeddings().weight
+        self._target_norm = mean_norm(table[: placeholder.vocabulary])
+        self.rows = nn.Parameter(table[placeholder.token_ids].detach().clone().float())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of each sample, (B,)."""
+        text_encoder, unet = self._frozen
+        prompts = list(dict.fromkeys(batch.prompts))
+        with placed_rows(text_encoder, self._placeholder.token_ids, self.rows):
+            expanded = [self._placeholder.expand(prompt) for prompt in prompts]
+            states = self._family.encode_text(self._tokenizer, text_encoder, expanded)
+        states = states[[prompts.index(prompt) for prompt in batch.prompts]]
+        predict = partial(self._family.predict, unet, states=states)
+        return denoising_loss(predict, self._noise_scheduler, batch.latents, batch.noise, batch.timesteps)
+
+    @torch.no_grad()
+    def pull_norm(self, learning_rate: float) -> None:
+        """Move each vector's norm n towards the vocabulary's mean norm: n <- n + min(1, 100 lr) (mean - n).
+
+        The rule of cloneofsimo/lora. Rescaling once, after training, is known to ruin the embedding instead.
+        """
+        norms = self.rows.norm(dim=1, keepdim=True)
+        pulled = norms + min(1.0, 100 * learning_rate) * (self._target_norm - norms)
+        self.rows.mul_(pulled / norms.clamp_min(torch.finfo(norms.dtype).tiny))
+
+
+@contextmanager
+def placed_rows(text_encoder: nn.Module, token_ids: list[int], rows: Tensor) -> Iterator[None]:
+    """Within it, the text encoder embeds `token_ids` as `rows`, (len(token_ids), D), and gradients flow into them.
+
+    The table itself is only read.
+    """
+    table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    place = torch.full((table.num_embeddings,), -1, device=rows.device)
+    place[token_ids] = torch.arange(len(token_ids), device=rows.device)
+    vocabulary = table.forward
+
+    def embed(ids: Tensor) -> Tensor:
+        places = place[ids]
+        words = vocabulary(ids)
+        learned = F.embedding(places.clamp_min(0), rows).to(words.dtype)
+        return torch.where((places >= 0).unsqueeze(-1), learned, words)
+
+    table.forward = embed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del table.forward
+
+
+@torch.no_grad()
+def write_rows(text_encoder: nn.Module, token_ids: list[int], rows: Tensor) -> None:
+    """Put learned rows into the table for good."""
+    weight = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
+    weight[token_ids] = rows.to(weight)

@@ -1,0 +1,128 @@
+"""Training examples, drawn by address: what step k shows depends on (seed, stage, k, row) and on nothing before it.
+
+So an interrupted run resumes exactly, several processes see what one would, and two recipes with one seed are compared
+on the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twostage.errors import UserError
+from twostage.families import Base
+from twostage.recipe import Data
+from twostage.subject.captions import choose_prompt
+from twostage.subject.photos import Photo, load_photo
+
+# Streams of one address that must not repeat each other.
+_CHOICES, _GAUSSIANS, _ORDER = range(3)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples, drawn.
+
+    Attributes:
+        latents: (B, C, h, w), sampled from the posterior of each photo, scaled.
+        noise: (B, C, h, w), standard normal.
+        timesteps: (B,) int64 in [0, num_train_timesteps).
+        prompts: B of them.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompts: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.latents.to(device), self.noise.to(device), self.timesteps.to(device), self.prompts)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE made of the photos: mean and standard deviation, (photos, C, h, w) each, scaled, on the CPU."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The photos of a run as an endless, addressable sequence of samples.
+
+    Attributes:
+        views: one posterior, or two where mirrored photos are to be drawn as often as upright ones.
+        choose_prompt: photo's index, generator -> prompt.
+        num_train_timesteps: noise levels of the base.
+        seed: of the run.
+    """
+
+    views: tuple[Posterior, ...]
+    choose_prompt: Callable[[int, np.random.Generator], str]
+    num_train_timesteps: int
+    seed: int
+
+    def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
+        """Rows of one optimizer step.
+
+        Args:
+            stage: 1 or 2.
+            step: counted from 0.
+            rows: which of the step's samples, over all processes and accumulated batches.
+            rows_per_step: how many those are.
+        """
+        samples = [self._sample(stage, step, row, rows_per_step) for row in rows]
+        latents, noise, timesteps, prompts = zip(*samples, strict=True)
+        return Batch(torch.stack(latents), torch.stack(noise), torch.tensor(timesteps), list(prompts))
+
+    def _sample(self, stage: int, step: int, row: int, rows_per_step: int) -> tuple[Tensor, Tensor, int, str]:
+        choices = np.random.default_rng([_CHOICES, self.seed, stage, step, row])
+        photo = self._photo(stage, step * rows_per_step + row)
+        timestep = int(choices.integers(self.num_train_timesteps))
+        view = self.views[choices.integers(len(self.views))]
+        prompt = self.choose_prompt(photo, choices)
+
+        address = np.random.SeedSequence([_GAUSSIANS, self.seed, stage, step, row])
+        # Always drawn on the CPU: a GPU's generator would draw something else.
+        gaussians = torch.Generator().manual_seed(int(address.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        mean, std = view.mean[photo], view.std[photo]
+        latents = mean + std * torch.randn(mean.shape, generator=gaussians)
+        return latents, torch.randn(mean.shape, generator=gaussians), timestep, prompt
+
+    def _photo(self, stage: int, sample: int) -> int:
+        """Every photo once before any comes again, each time round in another order."""
+        epoch, place = divmod(sample, len(self.views[0].mean))
+        order = np.random.default_rng([_ORDER, self.seed, stage, epoch, 0])
+        return int(order.permutation(len(self.views[0].mean))[place])
+
+
+def encode_photos(
+    base: Base, photos: Sequence[Photo], data: Data, phrase: str, seed: int, device: torch.device
+) -> Examples:
+    """Run the VAE once over each photo, and over its mirror image where flips are wanted.
+
+    Raises:
+        UserError: a photo cannot be read, or the VAE cannot halve `data.resolution` as often as it has to.
+    """
+    side = data.resolution or base.resolution
+    if side % base.reduction:
+        raise UserError(f"resolution {side}: the base's VAE needs a multiple of {base.reduction}")
+    vae = base.vae.to(device)
+    views: list[Posterior] = []
+    for mirrored in (False, True) if data.flip else (False,):
+        posteriors = []
+        for photo in photos:
+            pixels = load_photo(photo, side, data.fit).unsqueeze(0)
+            posteriors.append(base.family.encode_images(vae, (pixels.flip(-1) if mirrored else pixels).to(device)))
+        mean, std = (torch.cat(parts).float().cpu() for parts in zip(*posteriors, strict=True))
+        views.append(Posterior(mean, std))
+
+    def prompt(index: int, rng: np.random.Generator) -> str:
+        return choose_prompt(photos[index], data, phrase, rng)
+
+    return Examples(tuple(views), prompt, base.noise_scheduler.config.num_train_timesteps, seed)

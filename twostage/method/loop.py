@@ -1,0 +1,160 @@
+"""The one training loop. A stage brings a learner, its examples and perhaps something to do after each step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from twostage.errors import UserError
+from twostage.memory.optimizers import build_optimizer, build_schedule
+from twostage.method.examples import Examples
+from twostage.recipe import Stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did.
+
+    Attributes:
+        stage: 1 or 2.
+        step: steps done, this one included.
+        loss: mean over all samples of the step, before the update.
+        lr: learning rate it was made with.
+        grad_norm: before clipping.
+        seconds: it took.
+    """
+
+    stage: int
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that a stage needs to go on where it stood: tensors by name, and numbers that JSON keeps."""
+
+    step: int
+    trained: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class StageLoop:
+    """Optimizer, schedule and position of one stage.
+
+    Args:
+        stage: 1 or 2; part of the address of every draw.
+        learner: batch -> loss of each sample; its parameters that require a gradient are what trains.
+        examples: where batches come from.
+        options: the recipe's section for the stage.
+        accelerator: device, precision, processes.
+        after_step: called with the step's learning rate once the parameters have moved.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        learner: nn.Module,
+        examples: Examples,
+        options: Stage,
+        accelerator: Accelerator,
+        after_step: Callable[[float], None] | None = None,
+    ) -> None:
+        self.stage, self.step = stage, 0
+        self._examples, self._options, self._accelerator = examples, options, accelerator
+        self._after_step = after_step
+        learner.to(accelerator.device)
+        self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self._optimizer = build_optimizer(self._trained.values(), options)
+        # Not prepared by accelerate, which would step it once for every process.
+        self._schedule = build_schedule(self._optimizer, options)
+        accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
+        accelerator.step = 0
+        self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
+
+    def steps(self) -> Iterator[Step]:
+        """Train to the end of the stage, handing out each step once it is done.
+
+        Raises:
+            UserError: loss or gradient is not finite; the parameters are those before that step.
+        """
+        while self.step < self._options.steps:
+            yield self._advance()
+
+    def _advance(self) -> Step:
+        started = time.perf_counter()
+        loss = self._accumulate_gradients()
+        limit = self._options.max_grad_norm or math.inf
+        norm = float(self._accelerator.clip_grad_norm_(self._trained.values(), limit))
+        # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
+        if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
+            raise UserError(
+                f"stage {self.stage} broke at step {self.step + 1}: loss {loss}, gradient norm {norm}; lower "
+                f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or use mixed_precision bf16 or no"
+            )
+        lr = float(self._optimizer.param_groups[0]["lr"])
+        self._prepared.step()
+        self._prepared.zero_grad()
+        self._schedule.step()
+        if self._after_step is not None:
+            self._after_step(lr)
+        self.step += 1
+        return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
+
+    def _accumulate_gradients(self) -> float:
+        """Gradients of all the step's samples, over processes and accumulated batches; returns their mean loss."""
+        accelerator, size = self._accelerator, self._options.batch_size
+        accumulated = self._options.gradient_accumulation_steps
+        rows_per_step = size * accelerator.num_processes * accumulated
+        total = torch.zeros((), device=accelerator.device)
+        for micro in range(accumulated):
+            first = (micro * accelerator.num_processes + accelerator.process_index) * size
+            batch = self._examples.batch(self.stage, self.step, range(first, first + size), rows_per_step)
+            with accelerator.accumulate(self._learner):
+                loss = self._learner(batch.to(accelerator.device)).mean()
+                accelerator.backward(loss)
+            total += loss.detach() / accumulated
+        return float(accelerator.reduce(total, "mean"))
+
+    def progress(self) -> Progress:
+        """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
+        state = self._optimizer.state_dict()
+        tensors, scalars = {}, {}
+        for index, entries in state["state"].items():
+            for name, value in entries.items():
+                (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
+        numbers = {
+            "optimizer_state": scalars,
+            "param_groups": state["param_groups"],
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
+        }
+        trained = {name: parameter.detach() for name, parameter in self._trained.items()}
+        return Progress(self.step, trained, tensors, numbers)
+
+    @torch.no_grad()
+    def restore(self, progress: Progress) -> None:
+        """Go on from where another loop with the same options stood."""
+        assert progress.trained.keys() == self._trained.keys(), "the checkpoint is of something else that trains"
+        for name, parameter in self._trained.items():
+            parameter.copy_(progress.trained[name])
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        groups = [dict(group, betas=tuple(group["betas"])) for group in progress.numbers["param_groups"]]
+        self._optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self._schedule.load_state_dict(progress.numbers["schedule"])
+        if self._accelerator.scaler:
+            self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
+        self.step = progress.step

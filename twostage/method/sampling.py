@@ -1,0 +1,80 @@
+"""Pictures from a pipeline: the same prompt and seed give the same picture as stock diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from twostage.families import Base
+from twostage.quiet import quiet
+from twostage.recipe import Sample
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# Pictures denoised together.
+_TOGETHER = 8
+
+
+def assemble(
+    base: Base, *, unet: nn.Module | None = None, embedding: Path | dict[str, Tensor] | None = None
+) -> StableDiffusionPipeline:
+    """The base's stock pipeline with a tuned U-Net and a learned token in it.
+
+    Everything not given is read from the base's folder, so this works while training has dropped its copies.
+
+    Args:
+        base: the pretrained pipeline.
+        unet: in place of the base's own.
+        embedding: the token's file, or its name and rows.
+    """
+    with quiet():
+        pipeline = base.family.build_pipeline(base.folder, **({} if unet is None else {"unet": unet}))
+        if embedding is not None:
+            source: Any = str(embedding) if isinstance(embedding, Path) else embedding
+            pipeline.load_textual_inversion(source, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], options: Sample, side: int
+) -> list[Image.Image]:
+    """One picture for each prompt and its seed.
+
+    The starting latents of each come from a CPU generator of their own, so a picture depends neither on the device
+    nor on what is drawn beside it (but for the rounding of larger batches).
+
+    Args:
+        pipeline: from `assemble`.
+        prompts, seeds: equally many.
+        options: denoising steps and guidance scale.
+        side: of the pictures, in pixels.
+    """
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), _TOGETHER):
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + _TOGETHER]]
+        with quiet():
+            pictures += pipeline(
+                list(prompts[start : start + _TOGETHER]),
+                generator=generators,
+                num_inference_steps=options.num_inference_steps,
+                guidance_scale=options.guidance_scale,
+                height=side,
+                width=side,
+            ).images
+    return pictures
+
+
+def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """The pictures, equally large, in rows of `columns`."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * columns, height * -(-len(pictures) // columns)), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    return sheet

@@ -1,0 +1,227 @@
+"""The run folder: everything a run leaves behind, written so that a kill at any moment leaves the last good state.
+
+recipe.toml      every option resolved
+run.json         versions, device, base, photo hashes, seconds per phase, measured peak memory, finished or not
+metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds
+embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
+unet/            the tuned U-Net, as diffusers' from_pretrained reads it
+checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json
+samples/         the same prompts and seeds at each checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+from twostage.errors import UserError
+from twostage.method.loop import Progress, Step
+from twostage.method.sampling import grid
+from twostage.recipe import Recipe
+from twostage.recipe_file import dump_recipe, load_recipe
+
+_UNFINISHED = ".writing-"
+
+
+class RunFolder:
+    """Reads and writes one run. Nothing appears under its final name before it is whole.
+
+    Attributes:
+        path: the folder.
+        facts: what run.json holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+
+    def check_free(self) -> None:
+        """Make sure that a new run can be written here; writes nothing.
+
+        Raises:
+            UserError: the folder holds something, or is none.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"the output {self.path} is a file; choose a folder")
+        if self._file("recipe.toml").exists():
+            raise UserError(
+                f"the output {self.path} holds another run; resume it with --resume, or choose a new folder"
+            )
+        with _writing(self.path):
+            occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied:
+            raise UserError(f"the output {self.path} is not empty; choose a new folder")
+
+    def open(self) -> Recipe:
+        """Read what an earlier session wrote.
+
+        Raises:
+            UserError: there is no run, or its files are broken.
+        """
+        if not self._file("run.json").is_file() or not self._file("recipe.toml").is_file():
+            raise UserError(f"{self.path} holds no run (no run.json and recipe.toml); train one first")
+        try:
+            self.facts = json.loads(self._file("run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self._file('run.json')}: {error}") from error
+        return load_recipe(str(self._file("recipe.toml")))
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.facts.get("finished"))
+
+    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+        """Begin a run."""
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._write_text("recipe.toml", dump_recipe(recipe))
+        self.update(**facts, finished=False)
+
+    def update(self, **facts: Any) -> None:
+        """Add to run.json."""
+        self.facts.update(facts)
+        self._write_text("run.json", json.dumps(self.facts, indent=2) + "\n")
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.path.glob("checkpoints/stage*-*"))
+
+    def save_checkpoint(self, stage: int, progress: Progress, keep: int) -> Path:
+        """Write a checkpoint and drop all but the `keep` newest."""
+        final = self.path / "checkpoints" / f"stage{stage}-{progress.step:06d}"
+
+        def write(folder: Path) -> None:
+            save_file(progress.trained, folder / "trained.safetensors")
+            save_file(progress.optimizer, folder / "optimizer.safetensors")
+            state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+        self._write_folder(final, write)
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def newest_checkpoint(self) -> tuple[int, Progress] | None:
+        """Stage and progress of the newest checkpoint that can be read; None where there is none."""
+        for folder in reversed(self.checkpoints()):
+            try:
+                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                trained = load_file(folder / "trained.safetensors")
+                optimizer = load_file(folder / "optimizer.safetensors")
+                return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"])
+            except (OSError, ValueError, KeyError, SafetensorError):
+                continue  # Damaged after it was written: the one before it is the newest.
+        return None
+
+    # Results
+
+    def save_model(self, name: str, save: Callable[[Path], None]) -> None:
+        """Write a folder such as unet/ through `save`, replacing an older one."""
+        self._write_folder(self.path / name, save)
+
+    @contextmanager
+    def saving(self, path: Path) -> Iterator[Path]:
+        """A temporary name inside the run to write a file to; afterwards it is `path`."""
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(_UNFINISHED + path.name)
+            try:
+                yield temporary
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def save_pictures(self, name: str, pictures: Sequence[Image.Image], columns: int) -> None:
+        """Write pictures to the folder `name`, and all of them on one sheet, `name`.png, in rows of `columns`."""
+
+        def write(folder: Path) -> None:
+            for index, picture in enumerate(pictures):
+                picture.save(folder / f"prompt{index // columns + 1}-{index % columns + 1}.png")
+
+        self._write_folder(self.path / name, write)
+        with self.saving(self.path / f"{name}.png") as temporary:
+            grid(pictures, columns).save(temporary, format="PNG")
+
+    # Metrics
+
+    def log(self, step: Step) -> None:
+        """Append a line to metrics.jsonl."""
+        path = self._file("metrics.jsonl")
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(step)) + "\n")
+
+    def rewind(self, stage: int, step: int) -> None:
+        """Forget the lines after a step, and what an interrupted write left; called before going on from there."""
+        for left in self.path.rglob(_UNFINISHED + "*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        path = self._file("metrics.jsonl")
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break  # A kill can cut the last line short.
+            if (entry["stage"], entry["step"]) <= (stage, step):
+                kept.append(line)
+        self._write_text("metrics.jsonl", "".join(kept))
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+    def _write_text(self, name: str, text: str) -> None:
+        with self.saving(self._file(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _write_folder(self, final: Path, write: Callable[[Path], None]) -> None:
+        with _writing(final):
+            temporary = final.with_name(_UNFINISHED + final.name)
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                temporary.mkdir(parents=True)
+                write(temporary)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell a full disk, a missing permission and their like in one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors reports what the system said inside its own message.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}; make room or choose another folder. What was saved before is whole"
+        ) from error
+
+
+def differences(stored: Recipe, given: Recipe) -> list[str]:
+    """Options in which two recipes differ, as "stage2.steps (300, now 400)"."""
+    old, new = _leaves(stored.model_dump(mode="json")), _leaves(given.model_dump(mode="json"))
+    names = list(dict.fromkeys([*old, *new]))
+    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in table.items():
+        leaves.update(_leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return leaves

@@ -1,0 +1,254 @@
+"""One session of a run: device and processes, clock, display, and what is saved when."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import accelerate
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from twostage import __version__
+from twostage.display import Display
+from twostage.errors import UserError
+from twostage.families import Base
+from twostage.method.interrupt import StopRequest, stop_on_signals
+from twostage.method.loop import Progress, StageLoop, Step
+from twostage.recipe import Recipe
+from twostage.run_folder import RunFolder, differences
+from twostage.subject.photos import Photo
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "numpy")
+
+# A checkpoint's stage, and where that stage stood.
+Reached = tuple[int, Progress]
+DrawSamples = Callable[[], list[Image.Image]]
+
+
+class Session:
+    """From opening the run folder to marking the run finished, or to being interrupted.
+
+    Attributes:
+        recipe: what is run.
+        folder: where it is written.
+        accelerator: device, precision, processes and trackers.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.accelerator = _start_accelerator(recipe, folder)
+        self.is_main = self.accelerator.is_main_process
+        self.display = display if self.is_main else Display()
+        self.device: torch.device = self.accelerator.device
+        self._resumes = False
+        self._seconds: dict[str, float] = {}
+        self._stop = StopRequest()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Of the U-Net while it does not train; what trains is float32 always."""
+        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.recipe.mixed_precision]
+
+    def open(self, resume: bool) -> bool:
+        """Check the output before anything is loaded; False where there is nothing left to do.
+
+        Raises:
+            UserError: the output cannot take a new run, or holds none to resume, or one of another recipe.
+        """
+        self._resumes = resume
+        if not resume:
+            self.folder.check_free()
+            return True
+        changed = differences(self.folder.open(), self.recipe)
+        if changed:
+            raise UserError(
+                f"{self.folder.path} was begun with another recipe: {', '.join(changed)}; resume it with its own "
+                f"({self.folder.path / 'recipe.toml'}), or choose a new output"
+            )
+        if self.folder.finished:
+            self.display.say(f"{self.folder.path} is finished; there is nothing to resume")
+        self._seconds = dict(self.folder.facts.get("seconds", {}))
+        return not self.folder.finished
+
+    def begin(self, base: Base, photos: list[Photo]) -> Reached | None:
+        """Write the first files of a new run, or find where an interrupted one stood.
+
+        Raises:
+            UserError: base or photos are not those the run was begun with; the folder cannot be written.
+        """
+        identity = {
+            "base": {"name": base.source, "sha256": base.content_hash},
+            "photos": [{"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption} for photo in photos],
+        }
+        reached = None
+        if self._resumes:
+            self._check_identity(identity)
+            reached = self.folder.newest_checkpoint()
+            stage, step = (reached[0], reached[1].step) if reached else (0, 0)
+            self.display.say(
+                f"going on from stage {stage}, step {step}" if reached else "no checkpoint yet: from the start"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            if self._resumes:
+                self.folder.rewind(stage, step)
+            else:
+                self.folder.create(self.recipe, {"versions": _versions(), "device": _describe(self.device), **identity})
+            self._save_facts()
+        if self.recipe.report_to != "none":
+            self.accelerator.init_trackers("twostage")
+        return reached
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time within towards `name` in run.json, and towards no phase around it."""
+        started, before = time.perf_counter(), sum(self._seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self._seconds.values()) - before
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started - inner
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within it, Ctrl-C and SIGTERM wait for the next step and its checkpoint."""
+        with stop_on_signals() as self._stop:
+            yield
+
+    def run_stage(self, loop: StageLoop, steps: int, draw_samples: DrawSamples, reached: Reached | None) -> None:
+        """Run a stage from where it stands, saving checkpoints and drawing samples on the way.
+
+        Args:
+            loop: of the stage.
+            steps: it has.
+            draw_samples: draws the recipe's sample pictures with the weights as they are when it is called.
+            reached: from `begin`.
+
+        Raises:
+            KeyboardInterrupt: someone asked to stop; a checkpoint was saved.
+        """
+        name = f"stage{loop.stage}"
+        if reached and reached[0] == loop.stage:
+            loop.restore(reached[1])
+        with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
+            for step in loop.steps():
+                self._log(step)
+                update(step.step, loss=step.loss, lr=step.lr)
+                stop = self._asked_to_stop()
+                if stop or step.step == steps or step.step % self.recipe.checkpoints.every == 0:
+                    self._save(loop, final=step.step == steps and not (loop.stage == 1 and self.recipe.stage2))
+                    if stop and step.step < steps:
+                        self._leave(name, step.step)
+                    self._draw_samples(f"{name}-{step.step:06d}", draw_samples)
+        self.accelerator.free_memory()
+
+    def finish(self) -> None:
+        """Mark the run finished."""
+        if self.is_main:
+            self._save_facts(finished=True)
+        self.accelerator.end_training()
+
+    def _log(self, step: Step) -> None:
+        if self.is_main:
+            self.folder.log(step)
+        values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+        if self.recipe.report_to != "none":
+            self.accelerator.log({f"stage{step.stage}/{name}": value for name, value in values.items()}, step=step.step)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was asked, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self._stop.asked
+        asked = torch.tensor(float(self._stop.asked), device=self.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def _save(self, loop: StageLoop, *, final: bool) -> None:
+        # The run's last step is followed by its result, which needs no optimizer state to go on from.
+        if self.is_main and not final:
+            with self.phase("save"):
+                self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints.keep)
+                self._save_facts()
+
+    def _leave(self, stage: str, step: int) -> None:
+        message = f"stopped after step {step} of {stage} and saved; go on with --resume --output {self.folder.path}"
+        self.display.say(message)
+        raise KeyboardInterrupt(message)
+
+    def _draw_samples(self, name: str, draw_samples: DrawSamples) -> None:
+        columns = self.recipe.sample.per_prompt
+        if not self.is_main or not columns or not self.recipe.sample.prompts:
+            return
+        with self.phase("samples"), self.accelerator.autocast():
+            pictures = draw_samples()
+        self.folder.save_pictures(f"samples/{name}", pictures, columns)
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        for name, value in identity.items():
+            if self.folder.facts.get(name) != value:
+                raise UserError(
+                    f"the {name} changed since {self.folder.path} was begun; restore it, or choose a new output"
+                )
+
+    def _save_facts(self, **facts: Any) -> None:
+        peak = max(_peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
+        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
+        self.folder.update(seconds=seconds, peak_memory_bytes=peak, **facts)
+
+
+def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerator:
+    """One accelerator per run: the library keeps its settings for the whole process unless told to forget them."""
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise UserError(
+            f"report_to {recipe.report_to}: {recipe.report_to} is not installed; pip install 'twostage[track]'"
+        )
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        return accelerate.Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=None if recipe.report_to == "none" else recipe.report_to,
+            project_dir=folder.path,
+        )
+    except ValueError as error:
+        raise UserError(f"mixed_precision {recipe.mixed_precision}: {error}; use bf16 or no") from error
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions | {"twostage": __version__}
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: torch's peak allocation on a GPU, the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
