@@ -12,7 +12,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run and the picture.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Another seed draws another subject.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws another subject.", min=0, max=2**32 - 1)] = 0,
     subject_class: Annotated[str, typer.Option(help="What the subject is.")] = "backpack",
 ) -> None:
     """Learn a drawn subject; no GPU, no download."""

@@ -16,7 +16,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from twostage.recipe import Recipe, Section, Stage
+from twostage.recipe import Recipe, Section, Stage, short_names, unit
 from twostage.recipe_errors import sections
 
 EVERY_STAGE = "Every stage that the recipe has (--stage1.NAME or --stage2.NAME for one alone)"
@@ -61,20 +61,6 @@ class SectionedHelp(TyperCommand):
         for title, records in panels.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=34)
-
-
-def short_names(field: FieldInfo) -> list[str]:
-    """The names users know an option by, beside the one that its place in the recipe gives it."""
-    extra = field.json_schema_extra
-    names = extra.get("flags", []) if isinstance(extra, dict) else []
-    assert isinstance(names, list)
-    return [str(name) for name in names]
-
-
-def unit(field: FieldInfo) -> str:
-    """ "steps", "pixels", ... or nothing."""
-    extra = field.json_schema_extra
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
 
 
 def _parameters() -> Iterator[tuple[str, FieldInfo, inspect.Parameter]]:

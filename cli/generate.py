@@ -20,7 +20,7 @@ def generate(
         str, typer.Argument(metavar="PROMPT", help="What to draw: 'a photo of a <rare> backpack on the beach'.")
     ],
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.", min=0, max=2**32 - 1)] = 0,
     steps: Annotated[
         int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.", min=1, max=1000)
     ] = 25,
@@ -40,8 +40,6 @@ def generate(
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
     if not prompt.strip():
         raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a <rare> backpack on the beach'")
-    if guidance != guidance:  # NaN passes every bound
-        raise UserError("--guidance nan: must be a number from 0 to 100")
     folder = output or run / "generated"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --output wants a folder")

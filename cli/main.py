@@ -18,7 +18,7 @@ from . import demo, generate, recipe, train
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
@@ -33,7 +33,7 @@ class Commands(TyperGroup):
             code = _complain(str(error))
         except UsageError as error:
             context = getattr(error, "ctx", None)
-            code = _complain(getattr(error, "format_message")(), f"{context.command_path if context else 'twostage'} --help")
+            code = _complain(error.format_message(), f"{context.command_path if context else 'twostage'} --help")
         except (KeyboardInterrupt, typer.Abort):
             code = 130
         sys.exit(code)

@@ -9,11 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from twostage.errors import UserError
-from twostage.recipe import Recipe
+from twostage.recipe import Recipe, unit
 from twostage.recipe_errors import sections
 from twostage.recipe_file import find_recipe, load_recipe, shipped_recipes
-
-from .flags import unit
 
 app = typer.Typer(help="List, show and copy recipes.")
 

@@ -47,13 +47,16 @@ def train(
         overrides["data.photos"] = photos
     resolved = load_recipe(recipe, overrides=overrides)
     folder = _photos(resolved)
-    _check_class(resolved, folder)
+    _check_class(resolved)
     output = output or Path("runs") / f"{resolved.name}-{folder.resolve().name}"
 
-    from twostage import run  # imports torch: only now, when everything cheap has been checked
+    # These import torch: only now, when everything cheap has been checked.
+    from twostage import run
+    from twostage.subject.captions import subject_phrase
 
     finished = run.train(resolved, output, resume=resume or resume_from_checkpoint is not None)
-    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {{}} on the beach"')
+    phrase = subject_phrase(resolved.token, resolved.data.class_noun)
+    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {phrase} on the beach"')
 
 
 def _photos(recipe: Recipe) -> Path:
@@ -65,12 +68,7 @@ def _photos(recipe: Recipe) -> Path:
     return folder
 
 
-def _check_class(recipe: Recipe, folder: Path) -> None:
-    """Ask for the class noun where prompts need one: an adjective has to stand before something."""
-    data = recipe.data
-    if data.class_noun.strip() or recipe.token.role == "noun" or (data.caption and "{}" not in data.caption):
-        return
-    from twostage.subject.photos import find_photos
-
-    if any(photo.caption is None for photo in find_photos(folder)):
+def _check_class(recipe: Recipe) -> None:
+    """Ask for the class noun before a base is loaded or downloaded: an adjective has to stand before something."""
+    if recipe.token.role == "adjective" and not recipe.data.class_noun.strip():
         raise UserError("what is on the photos? say it in a word or two, as in --class backpack")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 Schedule = Literal[
     "constant",
@@ -34,6 +35,20 @@ def option(default: Any, help: str, *, unit: str = "", flags: tuple[str, ...] = 
         bounds: pydantic's `ge`, `gt`, `le`, `lt`, `min_length` ...
     """
     return Field(default, description=help, json_schema_extra={"unit": unit, "flags": list(flags)}, **bounds)
+
+
+def short_names(field: FieldInfo) -> list[str]:
+    """The names users know an option by, beside the one that its place in the recipe gives it."""
+    extra = field.json_schema_extra
+    names = extra.get("flags", []) if isinstance(extra, dict) else []
+    assert isinstance(names, list)
+    return [str(name) for name in names]
+
+
+def unit(field: FieldInfo) -> str:
+    """What the option's number counts: "steps", "pixels" ..., or nothing."""
+    extra = field.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
 
 
 class Section(BaseModel):
@@ -158,7 +173,11 @@ class Checkpoints(Section):
 class Recipe(Section):
     """A strategy with all its options: what `recipe.toml` holds, and what a run is reproduced from."""
 
-    name: str = option("custom", "Name of the strategy; part of the run folder's name.", pattern=r"^\w[\w .+-]*$")
+    name: str = option(
+        "custom",
+        "Name of the strategy, of letters, digits, spaces and . + -; part of the run folder's name.",
+        pattern=r"^\w[\w .+-]*$",
+    )
     description: str = option("", "What it does, in a sentence.")
     base: str = option(
         "pocket",

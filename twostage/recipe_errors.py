@@ -101,7 +101,6 @@ def _remedy(detail: ErrorDetails) -> str:
         "finite_number": "must be a finite number",
         "bool_type": "must be true or false",
         "string_too_short": "must not be empty",
-        "string_pattern_mismatch": "must look like {pattern}",
         "tuple_type": 'must be a list: ["...", "..."]',
     }
     if kind in bounds:
@@ -112,6 +111,8 @@ def _remedy(detail: ErrorDetails) -> str:
         return "must be a number"
     if kind in ("string_type", "path_type"):
         return 'must be text in quotes: "..."'
+    if kind == "string_pattern_mismatch":
+        return f"is not what this option takes: {_help(tuple(str(part) for part in detail['loc']))}"
     if kind == "literal_error":
         choices = str(context["expected"])
         hint = nearest(str(detail["input"]), re.findall("'([^']*)'", choices))
@@ -142,6 +143,6 @@ def show(value: Any) -> str:
 
 
 def _help(path: Path) -> str:
-    section = sections().get(path[0]) if len(path) == 2 else None
-    field = section.model_fields.get(path[1]) if section else None
+    section = Recipe if len(path) == 1 else sections().get(path[0])
+    field = section.model_fields.get(path[-1]) if section else None
     return field.description if field and field.description else "it has no default"

@@ -6,6 +6,7 @@ Precedence: flag > [on.<base>] table of the file > rest of the file > default.
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from twostage import recipe_errors
 from twostage.errors import UserError
-from twostage.recipe import Recipe, Section, Stage
+from twostage.recipe import Recipe, Section, Stage, short_names
 
 STAGES = ("stage1", "stage2")
 
@@ -60,8 +61,8 @@ def load_recipe(name_or_path: str, *, overrides: Mapping[str, Any] | None = None
     for other, table in tables.items():
         if other != base_name:  # not used in this run, but a mistake in it should not wait for another base
             layers.wrong += layers.copy().add(table, f"{layers.file} [on.{other}]").check_last()
-    if base_name in tables:
-        layers.add(tables[base_name], f"{layers.file} [on.{base_name}]")
+    for chosen in tables.keys() & {str(base_name)}:
+        layers.add(tables[chosen], f"{layers.file} [on.{chosen}]")
     layers.add_flags(flags)
     return layers.recipe()
 
@@ -230,7 +231,7 @@ class _Layers:
         """The finished recipe, or every mistake at once."""
         if not any(stage in self.values for stage in STAGES):
             self.wrong.append(f"{self.file}: has neither [stage1] nor [stage2], so it would train nothing")
-        self.values.setdefault("name", self.path.stem)
+        self.values.setdefault("name", re.sub(r"\W+", "-", self.path.stem).strip("-_") or "recipe")
         try:
             recipe = self._validate()
         except ValidationError as error:
@@ -250,8 +251,6 @@ def _has_surrogates(value: Any) -> bool:
 
 
 def _short_name(option: str) -> str:
-    extra = Stage.model_fields[option].json_schema_extra
-    assert isinstance(extra, dict)
-    flags = extra["flags"]
-    assert isinstance(flags, list)
-    return str(flags[0]) if flags else f"stage.{option.replace('_', '-')}"
+    field = Stage.model_fields.get(option)
+    names = short_names(field) if field else []
+    return names[0] if names else f"stage.{option.replace('_', '-')}"

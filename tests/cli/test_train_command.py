@@ -1,0 +1,38 @@
+"""`twostage train` refuses what cannot work in one line, before anything is loaded or written."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "Missing argument"),
+        ("two-stag photos --class bag", "did you mean two-stage?"),
+        ("two-stage --class bag", "no photos"),
+        ("two-stage photos", "--class"),
+        ("two-stage . --class bag", "empty or '.'"),
+        ("two-stage photos --class bag --stage2.steps -3", "--stage2.steps -3: must be at least 1"),
+        ("two-stage photos --class bag --learning-rate 1", "--stage1.learning-rate or --stage2.learning-rate"),
+        ("two-stage photos --class bag --max_train_steps 1", "--stage1.steps or --stage2.steps"),
+        ("textual-inversion photos --class bag --stage2.steps 3", "no [stage2]"),
+        ("two-stage photos --class bag --resume-from-checkpoint x/y", "only 'latest'"),
+        ("two-stage photos more --class bag", "more"),
+        ("two-stage photos --class bag --mixed-precision bfloat16", "did you mean bf16?"),
+    ],
+)
+def test_a_mistake_gets_one_line(mistake, arguments, expected):
+    assert expected in mistake("train", *arguments.split())
+
+
+def test_an_unset_variable_does_not_train_on_the_current_folder(mistake):
+    assert "empty or '.'" in mistake("train", "two-stage", "", "--class", "bag")
+
+
+def test_missing_photos_are_found_before_a_run_folder_is_made(mistake):
+    mistake("train", "textual-inversion", "no-such-photos", "--class", "bag")
+
+
+def test_mistakes_in_flags_are_reported_together(twostage):
+    result = twostage("train", "two-stage", "photos", "--seed", "x", "--stage1.steps", "0", "--data.resolution", "65")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 3
