@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 def generate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `twostage train` made.")],
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to draw: 'a photo of a <rare> backpack on the beach'.")
+        str,
+        typer.Argument(
+            metavar="PROMPT", help="What to draw, {} standing for token and class: 'a photo of a {} on the beach'."
+        ),
     ],
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="The first picture's; the next ones count up.", min=0, max=2**32 - 1)] = 0,
     steps: Annotated[
         int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.", min=1, max=1000)
     ] = 25,
@@ -39,7 +42,7 @@ def generate(
     if not run.is_dir():
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
     if not prompt.strip():
-        raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a <rare> backpack on the beach'")
+        raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a {} on the beach'")
     folder = output or run / "generated"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --output wants a folder")
@@ -47,12 +50,12 @@ def generate(
     from twostage import run as verbs  # imports torch
 
     pictures = verbs.generate(run, prompt, count=count, seed=seed, num_inference_steps=steps, guidance_scale=guidance)
-    facts = {"prompt": prompt, "seed": str(seed), "steps": str(steps), "guidance": str(guidance)}
-    for path in _save(pictures, folder, facts):
+    facts = {"prompt": prompt, "steps": str(steps), "guidance": str(guidance)}
+    for path in _save(pictures, folder, seed, facts):
         typer.echo(path)
 
 
-def _save(pictures: list[Image], folder: Path, facts: dict[str, str]) -> list[Path]:
+def _save(pictures: list[Image], folder: Path, seed: int, facts: dict[str, str]) -> list[Path]:
     """Write the pictures as PNGs that hold the facts of how they were made."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -61,9 +64,11 @@ def _save(pictures: list[Image], folder: Path, facts: dict[str, str]) -> list[Pa
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = [int(match[1]) for path in folder.iterdir() if (match := re.match(r"(\d+)-.*\.png$", path.name))]
-        for number, picture in enumerate(pictures, start=max(taken, default=0) + 1):
+        number = max(taken, default=0)
+        for offset, picture in enumerate(pictures):
+            number += 1
             info = PngInfo()
-            for name, fact in {**facts, "number": str(number)}.items():
+            for name, fact in {**facts, "seed": str(seed + offset)}.items():
                 info.add_itxt(name, fact)
             paths.append(folder / f"{number:04d}-{words}.png")
             picture.save(paths[-1], pnginfo=info)

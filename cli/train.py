@@ -50,13 +50,10 @@ def train(
     _check_class(resolved)
     output = output or Path("runs") / f"{resolved.name}-{folder.resolve().name}"
 
-    # These import torch: only now, when everything cheap has been checked.
-    from twostage import run
-    from twostage.subject.captions import subject_phrase
+    from twostage import run  # imports torch: only now, when all that is cheap to check has been checked
 
     finished = run.train(resolved, output, resume=resume or resume_from_checkpoint is not None)
-    phrase = subject_phrase(resolved.token, resolved.data.class_noun)
-    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {phrase} on the beach"')
+    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {{}} on the beach"')
 
 
 def _photos(recipe: Recipe) -> Path:

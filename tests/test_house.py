@@ -68,15 +68,9 @@ def test_a_wheel_holds_the_one_name_twostage_and_all_data(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"twostage"}
-    data = {".toml", ".json", ".txt", ".safetensors"}
-    for folder, place in {
-        "recipes": "twostage/recipes",
-        "twostage/pocket": "twostage/pocket",
-        "cli": "twostage/cli",
-    }.items():
+    for folder, place in {"twostage": "twostage", "recipes": "twostage/recipes", "cli": "twostage/cli"}.items():
         for path in (source / folder).rglob("*"):
-            if path.suffix in data | {".py"}:
-                assert f"{place}/{path.relative_to(source / folder).as_posix()}" in names
+            assert path.is_dir() or f"{place}/{path.relative_to(source / folder).as_posix()}" in names
 
 
 @pytest.mark.parametrize("module", ["cli.main", "twostage.recipe", "twostage.recipe_file", "twostage.errors"])
