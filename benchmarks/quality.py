@@ -1,0 +1,159 @@
+"""Does the default recipe learn the subject, and does the rest of the prompt still count? On the pocket model.
+
+    python benchmarks/quality.py runs/quality --json benchmarks/results/quality.json
+
+For each subject: four photos to learn from, and photos in other contexts that no run sees ("unseen"). Three sets of
+pictures are compared with the unseen photos by the ViT score (mean pairwise cosine): what the untouched model draws
+for the class, what the trained one draws with the token, and further real photos. The share of the way from the first
+to the third that training went is the gap closed. The judge reads the context off the trained model's pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from twostage import run
+from twostage.demo import DRAWING, SEEN, take_photos
+from twostage.display import Display
+from twostage.evaluation.embedders import ViTEmbedder
+from twostage.evaluation.identity import gap_closed, identity
+from twostage.evaluation.judge import Judge
+from twostage.evaluation.sheet import Row, contact_sheet
+from twostage.families import load_base
+from twostage.method.sampling import assemble, draw
+from twostage.pocket import pocket_folder, world
+from twostage.recipe_file import load_recipe
+
+# Test subjects: drawn from seeds of their own, used to tune nothing.
+TEST = {"sneaker": 901, "vase": 902, "toy robot": 903, "stuffed animal": 904, "cat": 905, "owl": 906}
+TUNING = {"backpack": 11, "teapot": 12, "toy car": 13, "dog": 14}
+UNSEEN = tuple(context for context in world.CONTEXTS if context not in SEEN)
+PER_CONTEXT = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: ViT scores on unseen photos, shares of pictures read as asked, seconds of training."""
+
+    subject: str
+    seed: int
+    untouched: float
+    trained: float
+    real: float
+    gap_closed: float
+    context: float
+    class_kept: float
+    seconds: float
+
+
+class Bench:
+    """Models that every run needs, loaded once."""
+
+    def __init__(self, folder: Path, overrides: dict[str, object]) -> None:
+        self.folder, self.overrides = folder, overrides
+        self.vit, self.judge = ViTEmbedder(pocket_folder("vit")), Judge(pocket_folder("judge"))
+        self.base = load_base("pocket")
+
+    def prompts(self, class_name: str, token: str | None) -> list[str]:
+        return [world.prompt(class_name, context=c, token=token) for c in UNSEEN for _ in range(PER_CONTEXT)]
+
+    def untouched(self, class_name: str) -> list[Image.Image]:
+        prompts = self.prompts(class_name, None)
+        return draw(assemble(self.base), prompts, list(range(len(prompts))), DRAWING, self.base.resolution)
+
+    def measure(self, class_name: str, subject_seed: int, seed: int) -> Result:
+        subject = world.sample_subject(np.random.default_rng([subject_seed, 2024]), class_name)
+        folder = self.folder / f"{class_name.replace(' ', '-')}-{subject_seed}"
+        photos = take_photos(folder / "photos", subject, SEEN, subject_seed)
+        unseen = take_photos(folder / "unseen", subject, UNSEEN, subject_seed + 1)
+        more = take_photos(folder / "more", subject, UNSEEN, subject_seed + 2)
+        recipe = load_recipe(
+            "two-stage",
+            base="pocket",
+            overrides={
+                "data.photos": str(folder / "photos"),
+                "data.class_noun": class_name,
+                "seed": seed,
+                "sample.per_prompt": 0,
+                **self.overrides,
+            },
+        )
+        began = time.perf_counter()
+        output = run.train(recipe, folder / f"run-{seed}", display=Display())
+        seconds = time.perf_counter() - began
+        prompts = self.prompts(class_name, recipe.token.placeholder)
+        pictures = draw(run.load_pipeline(output), prompts, list(range(len(prompts))), DRAWING, self.base.resolution)
+        before = self.untouched(class_name)
+        references = self.vit.images(unseen)
+        scores = [identity(self.vit.images(shown), references) for shown in (before, pictures, more)]
+        read = self.judge.read(pictures)
+        asked = [context for context in UNSEEN for _ in range(PER_CONTEXT)]
+        contact_sheet(
+            [
+                Row("photos", photos),
+                Row("unseen photos", unseen),
+                Row("untouched", before[::PER_CONTEXT]),
+                Row("trained", pictures[::PER_CONTEXT], UNSEEN),
+            ]
+        ).save(folder / f"sheet-{seed}.png")
+        return Result(
+            class_name,
+            seed,
+            *scores,
+            gap_closed=gap_closed(scores[1], scores[0], scores[2]),
+            context=float(np.mean([a == b for a, b in zip(read["context"], asked, strict=True)])),
+            class_kept=float(np.mean([name == class_name for name in read["class"]])),
+            seconds=seconds,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--tuning", action="store_true", help="the subjects that settings may be tuned on")
+    parser.add_argument("--subjects", nargs="+", help="only these")
+    parser.add_argument("--set", nargs="*", default=[], metavar="a.b=c", help="recipe options")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.folder, dict(item.split("=", 1) for item in arguments.set))
+    chosen = TUNING if arguments.tuning else TEST
+    print("| subject | seed | untouched | trained | real | gap closed | context | class | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    results = []
+    for class_name, subject_seed in chosen.items():
+        for seed in arguments.seeds if not arguments.subjects or class_name in arguments.subjects else ():
+            result = bench.measure(class_name, subject_seed, seed)
+            results.append(result)
+            print(
+                "| "
+                + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in asdict(result).values())
+                + " |",
+                flush=True,
+            )
+    means = {
+        key: float(np.mean([getattr(r, key) for r in results]))
+        for key in ("gap_closed", "context", "class_kept", "seconds")
+    }
+    print(
+        f"\nmean: {100 * means['gap_closed']:.0f}% of the gap closed, context accuracy {100 * means['context']:.0f}%, "
+        f"class {100 * means['class_kept']:.0f}%, {means['seconds']:.0f} s of training"
+    )
+    if arguments.json:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        report = {"machine": machine, "means": means, "runs": [asdict(result) for result in results]}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a result is worth: embedders, judges and the scores made of them."""

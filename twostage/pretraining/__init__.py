@@ -1,0 +1,1 @@
+"""How the pocket models were made: rendered pictures, stock nets in small sizes, one resumable loop."""

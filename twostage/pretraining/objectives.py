@@ -1,0 +1,62 @@
+"""What each pocket net learns from: one pure function per net, with its random draws as arguments."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPModel, ResNetForImageClassification, ViTModel
+
+from .dataset import LABELS
+
+TEMPERATURE = 0.1
+EMBEDDING_NORM = 0.4
+
+
+def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
+    """Squared and absolute error, the same on edges (small emblems are edges), and a KL of weight 1e-6.
+
+    Args:
+        pixels: (B, 3, 64, 64) in [-1, 1].
+        noise: (B, C, 16, 16), standard normal, for the posterior sample.
+    """
+    posterior = vae.encode(pixels).latent_dist
+    decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+    error = decoded - pixels
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.square().mean() + 0.1 * error.abs().mean() + 0.1 * edges + 1e-6 * posterior.kl().mean()
+
+
+def contrastive_loss(first: Tensor, second: Tensor, temperature: Tensor | float = TEMPERATURE) -> Tensor:
+    """InfoNCE both ways: row i of `first` (B, D) belongs to row i of `second` and to no other."""
+    logits = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / temperature
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def vit_loss(vit: ViTModel, first: Tensor, second: Tensor) -> Tensor:
+    """Two photos of one subject (B, 3, 64, 64 each) embed alike, and unlike every other subject's."""
+    embedded = vit(torch.cat([first, second])).last_hidden_state[:, 0]
+    return contrastive_loss(*embedded.chunk(2))
+
+
+def clip_loss(clip: CLIPModel, pixels: Tensor, input_ids: Tensor) -> Tensor:
+    """CLIP's own loss on pictures (B, 3, 64, 64) and their captions (B, 77)."""
+    output = clip(input_ids=input_ids, pixel_values=pixels)
+    return contrastive_loss(output.image_embeds, output.text_embeds, 1 / clip.logit_scale.exp().clamp(max=100))
+
+
+def judge_loss(judge: ResNetForImageClassification, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over the groups of LABELS; label -1 counts for nothing."""
+    groups = judge(pixels).logits.split([len(names) for names in LABELS.values()], dim=1)
+    return torch.stack(
+        [F.cross_entropy(logits, labels[:, i], ignore_index=-1) for i, logits in enumerate(groups)]
+    ).sum()
+
+
+@torch.no_grad()
+def hold_embedding_norms(table: Tensor) -> None:
+    """Keep token embeddings (V, D) within 5% of norm 0.4, where those of CLIP-L lie: rare and common words alike."""
+    norms = table.norm(dim=1, keepdim=True)
+    table.mul_(norms.clamp(0.95 * EMBEDDING_NORM, 1.05 * EMBEDDING_NORM) / norms)
