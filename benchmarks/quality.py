@@ -134,19 +134,13 @@ def main() -> None:
         for seed in arguments.seeds if not arguments.subjects or class_name in arguments.subjects else ():
             result = bench.measure(class_name, subject_seed, seed)
             results.append(result)
-            print(
-                "| "
-                + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in asdict(result).values())
-                + " |",
-                flush=True,
-            )
-    means = {
-        key: float(np.mean([getattr(r, key) for r in results]))
-        for key in ("gap_closed", "context", "class_kept", "seconds")
-    }
+            cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in asdict(result).values())
+            print(f"| {' | '.join(cells)} |", flush=True)
+    keys = ("gap_closed", "context", "class_kept", "seconds")
+    means = {key: float(np.mean([getattr(result, key) for result in results])) for key in keys}
     print(
-        f"\nmean: {100 * means['gap_closed']:.0f}% of the gap closed, context accuracy {100 * means['context']:.0f}%, "
-        f"class {100 * means['class_kept']:.0f}%, {means['seconds']:.0f} s of training"
+        f"\nmean: {means['gap_closed']:.0%} of the gap closed, context accuracy {means['context']:.0%}, "
+        f"class {means['class_kept']:.0%}, {means['seconds']:.0f} s of training"
     )
     if arguments.json:
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

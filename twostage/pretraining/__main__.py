@@ -136,7 +136,7 @@ def train_denoiser(
     torch.manual_seed(1)
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     net = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-        table = text_encoder.get_input_embeddings().weight
+    table = text_encoder.get_input_embeddings().weight
     noise_scheduler, plan = build_noise_scheduler(), bench.plan
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
 
