@@ -2,8 +2,8 @@
 
     python benchmarks/random_sd15.py FOLDER [--seed 0] [--dtype float32] [--size sd15]
 
-The published configuration, stock classes and folder layout, nothing downloaded: StableDiffusionPipeline.from_pretrained
-loads the folder. Its tokenizer is a real byte-level BPE of exactly 49,408 entries, learned from a few words here and
+The published configuration, stock classes and folder layout, nothing downloaded; stock diffusers loads the folder. Its
+tokenizer is a real byte-level BPE of exactly 49,408 entries, learned from a few words here and
 filled up with letter combinations.
 """
 
@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from twostage.quiet import quiet
+
+with quiet():  # Its import warns of image processors that are not used here.
+    from diffusers import StableDiffusionPipeline
 
 WORDS = """
 a photo of the in on with and backpack dog cat stuffed animal toy teapot vase sneaker boot car robot clock can bowl

@@ -19,6 +19,7 @@ from twostage.method.denoiser import DenoiserLearner, encode_prompts
 from twostage.method.embedding import EmbeddingLearner, write_rows
 from twostage.method.examples import Examples, encode_photos
 from twostage.method.loop import StageLoop
+from twostage.method.loss import check_prediction_type
 from twostage.method.sampling import assemble, draw
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Sample, Stage1, Stage2
@@ -151,6 +152,7 @@ def _prepare_subject(session: Session, base: Base) -> _Subject:
         raise UserError(f"recipe {recipe.name!r} has neither [stage1] nor [stage2]: nothing would be trained")
     if recipe.data.photos is None:
         raise UserError("data.photos is not set; give the folder with the photos")
+    check_prediction_type(base.noise_scheduler)
     photos = find_photos(recipe.data.photos)
     phrase = subject_phrase(recipe.token, recipe.data.class_noun)
     prompts = all_prompts(photos, recipe.data, phrase)

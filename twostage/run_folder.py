@@ -24,7 +24,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-
 from twostage.errors import UserError
 from twostage.method.loop import Progress, Step
 from twostage.method.sampling import grid
@@ -55,9 +54,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"the output {self.path} is a file; choose a folder")
         if self._file("recipe.toml").exists():
-            raise UserError(
-                f"the output {self.path} holds another run; resume it with --resume, or choose a new folder"
-            )
+            raise UserError(f"the output {self.path} holds another run; go on with --resume, or choose a new folder")
         with _writing(self.path):
             occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied:
@@ -144,15 +141,20 @@ class RunFolder:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def save_pictures(self, name: str, pictures: Sequence[Image.Image], columns: int) -> None:
-        """Write pictures to the folder `name`, and all of them on one sheet, `name`.png, in rows of `columns`."""
+    def has_samples(self, name: str) -> bool:
+        """Whether the samples of that name are there already."""
+        return (self.path / "samples" / f"{name}.png").is_file()
+
+    def save_samples(self, name: str, pictures: Sequence[Image.Image], columns: int) -> None:
+        """Write sample pictures to the folder `name`, then all on one sheet, `name`.png, in rows of `columns`."""
 
         def write(folder: Path) -> None:
             for index, picture in enumerate(pictures):
                 picture.save(folder / f"prompt{index // columns + 1}-{index % columns + 1}.png")
 
-        self._write_folder(self.path / name, write)
-        with self.saving(self.path / f"{name}.png") as temporary:
+        samples = self.path / "samples"
+        self._write_folder(samples / name, write)
+        with self.saving(samples / f"{name}.png") as temporary:
             grid(pictures, columns).save(temporary, format="PNG")
 
     # Metrics

@@ -145,6 +145,9 @@ class Session:
         name = f"stage{loop.stage}"
         if reached and reached[0] == loop.stage:
             loop.restore(reached[1])
+        if loop.step == steps or loop.step and loop.step % self.recipe.checkpoints.every == 0:
+            # Whoever stops at a checkpoint leaves without its samples.
+            self._draw_samples(f"{name}-{loop.step:06d}", draw_samples)
         with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
             for step in loop.steps():
                 self._log(step)
@@ -191,11 +194,11 @@ class Session:
 
     def _draw_samples(self, name: str, draw_samples: DrawSamples) -> None:
         columns = self.recipe.sample.per_prompt
-        if not self.is_main or not columns or not self.recipe.sample.prompts:
+        if not self.is_main or not columns or not self.recipe.sample.prompts or self.folder.has_samples(name):
             return
         with self.phase("samples"), self.accelerator.autocast():
             pictures = draw_samples()
-        self.folder.save_pictures(f"samples/{name}", pictures, columns)
+        self.folder.save_samples(name, pictures, columns)
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         for name, value in identity.items():
@@ -218,14 +221,14 @@ def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelera
         )
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    try:
-        return accelerate.Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=None if recipe.report_to == "none" else recipe.report_to,
-            project_dir=folder.path,
-        )
-    except ValueError as error:
-        raise UserError(f"mixed_precision {recipe.mixed_precision}: {error}; use bf16 or no") from error
+    accelerator = accelerate.Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=folder.path,
+    )
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+    return accelerator
 
 
 def _versions() -> dict[str, str]:

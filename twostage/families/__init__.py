@@ -3,7 +3,7 @@
 A family is a module of this folder, found by its file name, that defines
 
     PIPELINE                 `_class_name` in the `model_index.json` of the folders it reads
-    COMPONENTS               sub-folders it needs
+    COMPONENTS, MODELS       sub-folders it needs, and those of them that hold weights
     load(folder, name)       one component, float32, in eval mode
     resolution(folder)       side of the pictures the base was trained on, in pixels, and the VAE's reduction
     encode_images            pixels -> mean and standard deviation of the scaled latents
@@ -117,8 +117,11 @@ def load_base(base: str) -> Base:
     for name in family.COMPONENTS:
         if not (folder / name).is_dir():
             raise UserError(f"base {base!r} has no {name}/ in {folder}; a {family.PIPELINE} needs it, get it anew")
-    for path in _files(folder, family):
-        if path.suffix == ".safetensors":
+    for name in family.MODELS:
+        weights = [path for path in (folder / name).glob("*.safetensors") if not _is_variant(path)]
+        if not weights:
+            raise UserError(f"base {base!r} has no safetensors weights in {folder / name}; other kinds are never read")
+        for path in weights:
             _check_weights(path)
     resolution, reduction = family.resolution(folder)
     return Base(base, folder, family, resolution, reduction)

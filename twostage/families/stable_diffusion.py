@@ -18,7 +18,8 @@ with quiet():  # Its import warns of image processors that are not used here.
     from diffusers import StableDiffusionPipeline
 
 PIPELINE = "StableDiffusionPipeline"
-COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+MODELS = ("text_encoder", "vae", "unet")
+COMPONENTS = ("tokenizer", "scheduler", *MODELS)
 
 _CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 # Never loaded: they cost memory and training has no use for them.

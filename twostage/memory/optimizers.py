@@ -9,7 +9,6 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from twostage.errors import UserError
 from twostage.recipe import Stage
 
 # Devices torch has a fused AdamW for: one kernel for all tensors instead of a dozen.
@@ -30,23 +29,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], options: Stage) -> torch
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Stage) -> LambdaLR:
-    """diffusers' schedule of that name, counted in optimizer steps whatever the processes and the accumulation.
-
-    Raises:
-        UserError: `lr_step_rules` of the piecewise_constant schedule cannot be read.
-    """
-    try:
-        return get_scheduler(
-            options.lr_scheduler,
-            optimizer,
-            step_rules=options.lr_step_rules,
-            num_warmup_steps=options.lr_warmup_steps,
-            num_training_steps=options.steps,
-            num_cycles=options.lr_num_cycles,
-            power=options.lr_power,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"lr_scheduler {options.lr_scheduler} with lr_step_rules {options.lr_step_rules!r}: {error}; "
-            "write rules like '1:200,0.1:400,0.01'"
-        ) from error
+    """diffusers' schedule of that name, counted in optimizer steps whatever the processes and the accumulation."""
+    return get_scheduler(
+        options.lr_scheduler,
+        optimizer,
+        step_rules=options.lr_step_rules,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=options.steps,
+        num_cycles=options.lr_num_cycles,
+        power=options.lr_power,
+    )

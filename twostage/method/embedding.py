@@ -71,7 +71,7 @@ def placed_rows(text_encoder: nn.Module, token_ids: list[int], rows: Tensor) -> 
         learned = F.embedding(places.clamp_min(0), rows).to(words.dtype)
         return torch.where((places >= 0).unsqueeze(-1), learned, words)
 
-    table.forward = embed  # type: ignore[method-assign]
+    table.forward = embed  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -78,8 +78,6 @@ class StageLoop:
         self._optimizer = build_optimizer(self._trained.values(), options)
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
-        accelerator.gradient_accumulation_steps = options.gradient_accumulation_steps
-        accelerator.step = 0
         self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
 
     def steps(self) -> Iterator[Step]:
@@ -100,7 +98,7 @@ class StageLoop:
         if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
             raise UserError(
                 f"stage {self.stage} broke at step {self.step + 1}: loss {loss}, gradient norm {norm}; lower "
-                f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or use mixed_precision bf16 or no"
+                f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or the precision"
             )
         lr = float(self._optimizer.param_groups[0]["lr"])
         self._prepared.step()
@@ -116,6 +114,8 @@ class StageLoop:
         accelerator, size = self._accelerator, self._options.batch_size
         accumulated = self._options.gradient_accumulation_steps
         rows_per_step = size * accelerator.num_processes * accumulated
+        # accelerate counts batches for the whole process, and stages differ in how many make a step.
+        accelerator.gradient_accumulation_steps, accelerator.step = accumulated, 0
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulated):
             first = (micro * accelerator.num_processes + accelerator.process_index) * size
@@ -129,12 +129,12 @@ class StageLoop:
     def progress(self) -> Progress:
         """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
         state = self._optimizer.state_dict()
-        tensors, scalars = {}, {}
-        for index, entries in state["state"].items():
-            for name, value in entries.items():
-                (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
+        entries = {
+            f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()
+        }
+        tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
         numbers = {
-            "optimizer_state": scalars,
+            "optimizer_state": {name: value for name, value in entries.items() if name not in tensors},
             "param_groups": state["param_groups"],
             "schedule": self._schedule.state_dict(),
             "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twostage.errors import UserError
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,10 +37,18 @@ def denoising_loss(
 def denoising_target(noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoiser should put out: the noise, the velocity (arXiv 2202.00512), or the latents themselves."""
     kind = noise_scheduler.config.prediction_type
+    assert kind in PREDICTION_TYPES, kind
     if kind == "epsilon":
         return noise
-    if kind == "v_prediction":
-        return noise_scheduler.get_velocity(latents, noise, timesteps)
-    if kind == "sample":
-        return latents
-    raise UserError(f"the base's scheduler predicts {kind!r}; known are epsilon, v_prediction and sample")
+    return noise_scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents
+
+
+def check_prediction_type(noise_scheduler: DDPMScheduler) -> None:
+    """Refuse a base whose denoiser predicts something else.
+
+    Raises:
+        UserError: naming what it predicts.
+    """
+    kind = noise_scheduler.config.prediction_type
+    if kind not in PREDICTION_TYPES:
+        raise UserError(f"the base's scheduler predicts {kind!r}; known are {', '.join(PREDICTION_TYPES)}")

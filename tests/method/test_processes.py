@@ -1,0 +1,72 @@
+"""Two processes under `accelerate launch` train what one process trains with twice the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from twostage.display import Display
+from twostage.recipe import Recipe
+from twostage.recipe_file import dump_recipe
+from twostage.run import train
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sys
+from pathlib import Path
+from twostage.display import Display
+from twostage.recipe_file import load_recipe
+from twostage.run import train
+train(load_recipe(sys.argv[1]), Path(sys.argv[2]), display=Display())
+"""
+
+
+def launch(recipe: Recipe, folder: Path, processes: int) -> Path:
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "recipe.toml").write_text(dump_recipe(recipe))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}"]
+    options = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, *options, str(folder / "program.py"), str(folder / "recipe.toml"), str(folder / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_gloo_processes_equal_one_with_twice_the_batch(
+    tiny_recipe: Recipe, tmp_path: Path, accumulation: int
+) -> None:
+    def with_batch(size: int) -> Recipe:
+        # A large epsilon keeps AdamW from blowing rounding errors up to the size of a step.
+        changes = {
+            "batch_size": size,
+            "adam_epsilon": 1e-2,
+            "gradient_accumulation_steps": accumulation,
+            "lr_scheduler": "linear",
+        }
+        assert tiny_recipe.stage1
+        assert tiny_recipe.stage2
+        stages = {
+            "stage1": tiny_recipe.stage1.model_copy(update=changes),
+            "stage2": tiny_recipe.stage2.model_copy(update=changes),
+        }
+        return tiny_recipe.model_copy(update=stages)
+
+    one = train(with_batch(4), tmp_path / "one", display=Display())
+    two = launch(with_batch(2), tmp_path, processes=2)
+
+    for file in ("unet/diffusion_pytorch_model.safetensors", "embedding/rare.safetensors"):
+        ours, theirs = load_file(one / file), load_file(two / file)
+        for name, tensor in ours.items():
+            torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=1e-4)
+    assert len((two / "metrics.jsonl").read_text().splitlines()) == 12
+    start = load_file(Path(tiny_recipe.base) / "unet" / "diffusion_pytorch_model.safetensors")
+    tuned = load_file(two / "unet" / "diffusion_pytorch_model.safetensors")
+    assert max((tuned[name] - tensor).abs().max() for name, tensor in start.items()) > 1e-4  # Something was trained.

@@ -1,0 +1,361 @@
+"""The verbs, end to end: a run leaves what it promises, resumes exactly, and stock diffusers reads its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from twostage.display import Display, Update
+from twostage.errors import UserError
+from twostage.recipe import Checkpoints, Data, Recipe, Sample, Token
+from twostage.recipe_file import load_recipe
+from twostage.run import generate, load_pipeline, train
+
+
+class Watcher(Display):
+    """Remembers what it is told, and lets a test act at a step."""
+
+    def __init__(self, at: tuple[str, int] = ("", 0), act: Callable[[], None] = lambda: None) -> None:
+        self.said: list[str] = []
+        self._at, self._act = at, act
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def progress(self, label: str, total: int, done: int = 0) -> Iterator[Update]:
+        def update(done: int, **numbers: float) -> None:
+            if (label, done) == self._at:
+                self._act()
+
+        yield update
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def without(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of both stages, with a token of two vectors; never write to it."""
+    from twostage.recipe import Stage1, Stage2
+
+    torch.set_num_threads(1)
+    recipe = Recipe(
+        name="tiny",
+        base=str(tiny_base),
+        data=Data(photos=photos, class_noun="backpack"),
+        token=Token(initializer="red", num_vectors=2),
+        stage1=Stage1(steps=6, learning_rate=5e-3, batch_size=2),
+        stage2=Stage2(steps=6, learning_rate=1e-3, batch_size=2),
+        sample=Sample(prompts=("a photo of a {}", "snow"), per_prompt=2, num_inference_steps=2),
+        checkpoints=Checkpoints(every=4, keep=2),
+    )
+    return train(recipe, tmp_path_factory.mktemp("runs") / "finished", display=Display())
+
+
+def results(run: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+    return tensors | load_file(run / "embedding" / "rare.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    ours, theirs = results(one), results(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+# What a run leaves
+
+
+def test_the_run_folder_holds_what_it_promises(finished: Path, photos: Path, tiny_base: Path) -> None:
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["finished"] is True
+    assert facts["peak_memory_bytes"] > 1e6
+    assert {"load", "encode_photos", "stage1", "encode_prompts", "stage2"} <= facts["seconds"].keys()
+    assert facts["base"]["name"] == str(tiny_base)
+    assert [photo["name"] for photo in facts["photos"]] == ["0.png", "1.png", "2.png", "3.png"]
+    assert facts["versions"]["torch"] == torch.__version__
+    assert [(m["stage"], m["step"]) for m in metrics(finished)] == [(s, k) for s in (1, 2) for k in range(1, 7)]
+    assert metrics(finished)[0].keys() == {"stage", "step", "loss", "lr", "grad_norm"}
+    checkpoints = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert checkpoints == ["stage1-000006", "stage2-000004"]
+    samples = sorted(path.name for path in (finished / "samples").iterdir() if path.is_dir())
+    assert samples == ["stage1-000004", "stage1-000006", "stage2-000004", "stage2-000006"]
+    assert len(list((finished / "samples" / "stage2-000006").glob("*.png"))) == 4
+    assert Image.open(finished / "samples" / "stage2-000006.png").size == (32, 32)
+    assert not list(finished.rglob(".writing-*"))
+
+
+def test_nothing_but_safetensors_holds_weights(finished: Path) -> None:
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
+    assert suffixes == {".toml", ".json", ".jsonl", ".safetensors", ".png"}
+
+
+def test_the_written_recipe_reproduces_the_run(finished: Path, tmp_path: Path) -> None:
+    assert_same_bits(train(load_recipe(str(finished / "recipe.toml")), tmp_path / "again", display=Display()), finished)
+
+
+def test_samples_show_the_weights_in_training(finished: Path) -> None:
+    last = np.asarray(Image.open(finished / "samples" / "stage2-000006" / "prompt1-1.png"), dtype=int)
+    earlier = np.asarray(Image.open(finished / "samples" / "stage1-000006" / "prompt1-1.png"), dtype=int)
+    final = np.asarray(generate(finished, "a photo of a {}", count=2, num_inference_steps=2)[0], dtype=int)
+    assert abs(last - final).max() <= 1  # Drawn in another batch.
+    assert abs(last - earlier).max() > 1
+
+
+@pytest.mark.parametrize("absent", ["stage1", "stage2"])
+def test_a_recipe_of_one_stage_runs_that_stage(tiny_recipe: Recipe, tmp_path: Path, absent: str) -> None:
+    token = Token(placeholder="sks") if absent == "stage1" else Token()
+    run = train(without(tiny_recipe, token=token, **{absent: None}), tmp_path / "run", display=Display())
+    assert (run / "embedding").exists() == (absent == "stage2")
+    assert (run / "unet").exists() == (absent == "stage1")
+    assert generate(run, "a photo of a {}", count=1, num_inference_steps=1)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_prediction_types_train(tiny_recipe: Recipe, tmp_path: Path, kind: str) -> None:
+    base = Path(shutil.copytree(tiny_recipe.base, tmp_path / "base"))
+    stock = StableDiffusionPipeline.from_pretrained(base, scheduler=DDIMScheduler(prediction_type=kind, steps_offset=1))
+    stock.save_pretrained(base)
+    run = train(without(tiny_recipe, base=str(base)), tmp_path / "run", display=Display())
+    losses = [m["loss"] for m in metrics(run)]
+    assert len(losses) == 12
+    assert all(np.isfinite(losses))
+
+
+def test_half_precision_trains_and_saves_float32(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(without(tiny_recipe, mixed_precision="bf16"), tmp_path / "run", display=Display())
+    assert {tensor.dtype for tensor in results(run).values()} == {torch.float32}
+
+
+def test_half_precision_rounds_nothing_that_stage_2_starts_from(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """What a hardly moved U-Net holds is the base's weights, not their bfloat16 roundings."""
+    assert tiny_recipe.stage2
+    still = tiny_recipe.stage2.model_copy(update={"learning_rate": 1e-12, "steps": 1})
+    run = train(without(tiny_recipe, mixed_precision="bf16", stage2=still), tmp_path / "run", display=Display())
+    base = load_file(Path(tiny_recipe.base) / "unet" / "diffusion_pytorch_model.safetensors")
+    tuned = results(run)
+    assert all(torch.allclose(tuned[name], tensor, atol=1e-9, rtol=0) for name, tensor in base.items())
+
+
+# Stock diffusers reads it
+
+
+def stock_pipeline(base: Path, run: Path) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(base, unet=UNet2DConditionModel.from_pretrained(run / "unet"))
+    pipeline.load_textual_inversion(run / "embedding" / "rare.safetensors", token="<rare>")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_stock_diffusers_draws_the_same_pictures_from_the_same_seeds(finished: Path, tiny_base: Path) -> None:
+    prompt = "a photo of a <rare> backpack on the beach"
+    ours = generate(finished, prompt, count=3, seed=7, num_inference_steps=4, guidance_scale=5.0)
+    stock = stock_pipeline(tiny_base, finished)
+    generators = [torch.Generator("cpu").manual_seed(7 + index) for index in range(3)]
+    theirs = stock([prompt] * 3, generator=generators, num_inference_steps=4, guidance_scale=5.0).images
+    assert [picture.tobytes() for picture in ours] == [picture.tobytes() for picture in theirs]
+
+
+def test_a_picture_does_not_depend_on_those_drawn_beside_it(finished: Path, tiny_base: Path) -> None:
+    prompts = ["a photo of a <rare> backpack", "a dog"]
+    beside = generate(finished, prompts, count=5, seed=3, num_inference_steps=2)
+    generator = torch.Generator("cpu").manual_seed(3 + 4)
+    alone = stock_pipeline(tiny_base, finished)(prompts[1], generator=generator, num_inference_steps=2).images[0]
+    assert abs(np.asarray(beside[9], dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
+
+
+def test_braces_in_a_prompt_stand_for_token_and_class(finished: Path) -> None:
+    braces, spelled = generate(finished, ["a {} in snow", "a <rare> backpack in snow"], count=1, num_inference_steps=1)
+    assert braces.tobytes() == spelled.tobytes()
+
+
+def test_the_loaded_pipeline_is_the_stock_class_with_all_vectors(finished: Path) -> None:
+    pipeline = load_pipeline(finished)
+    assert type(pipeline) is StableDiffusionPipeline
+    assert pipeline.maybe_convert_prompt("a <rare> dog", pipeline.tokenizer) == "a <rare> <rare>_1 dog"
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    ("label", "step"), [("stage 1", 2), ("stage 1", 4), ("stage 1", 6), ("stage 2", 1), ("stage 2", 5)]
+)
+def test_a_run_stopped_by_ctrl_c_resumes_bit_for_bit(
+    tiny_recipe: Recipe, tmp_path: Path, label: str, step: int
+) -> None:
+    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
+    watcher = Watcher((label, step), ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        train(tiny_recipe, tmp_path / "run", display=watcher)
+    assert "--resume" in watcher.said[-1]
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+    run = train(tiny_recipe, tmp_path / "run", resume=True, display=Display())
+
+    assert_same_bits(run, unbroken)
+    assert metrics(run) == metrics(unbroken)
+    names = [sorted(path.name for path in (folder / "samples").iterdir()) for folder in (run, unbroken)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("label", "step"), [("stage 1", 3), ("stage 1", 5), ("stage 2", 3), ("stage 2", 6)])
+def test_a_run_killed_outright_resumes_from_its_newest_checkpoint(
+    tiny_recipe: Recipe, tmp_path: Path, label: str, step: int
+) -> None:
+    """Steps after the checkpoint are made again, and their lines in metrics.jsonl are not there twice."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
+    with pytest.raises(Killed):
+        train(tiny_recipe, tmp_path / "run", display=Watcher((label, step), kill))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": 1, "st')  # The kill cut a line short,
+    (tmp_path / "run" / "checkpoints" / ".writing-stage2-000006").mkdir(parents=True)  # and a checkpoint.
+
+    run = train(tiny_recipe, tmp_path / "run", resume=True, display=Display())
+
+    assert_same_bits(run, unbroken)
+    assert metrics(run) == metrics(unbroken)
+    assert not list(run.rglob(".writing-*"))
+
+
+def test_sigterm_saves_first_too(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    watcher = Watcher(("stage 2", 2), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe, tmp_path / "run", display=watcher)
+    assert (tmp_path / "run" / "checkpoints" / "stage2-000002" / "state.json").is_file()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe, tmp_path / "run", display=Watcher(("stage 2", 3), ctrl_c))
+    newest = tmp_path / "run" / "checkpoints" / "stage2-000003" / "trained.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert_same_bits(train(tiny_recipe, tmp_path / "run", resume=True, display=Display()), unbroken)
+
+
+def test_resuming_a_finished_run_says_so_and_does_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    watcher = Watcher()
+    recipe = load_recipe(str(finished / "recipe.toml"))
+    assert train(recipe, finished, resume=True, display=watcher) == finished
+    assert "finished" in watcher.said[-1]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_resuming_with_other_options_names_them(tiny_recipe: Recipe, finished: Path) -> None:
+    recipe = load_recipe(str(finished / "recipe.toml"))
+    assert recipe.stage2
+    other = without(recipe, seed=5, stage2=recipe.stage2.model_copy(update={"steps": 9}))
+    with pytest.raises(UserError, match=r"seed \(0, now 5\), stage2.steps \(6, now 9\)"):
+        train(other, finished, resume=True, display=Display())
+
+
+def test_resuming_with_other_photos_is_refused(tiny_recipe: Recipe, tmp_path: Path, photos: Path) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    recipe = without(tiny_recipe, data=Data(photos=own, class_noun="backpack"))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", display=Watcher(("stage 1", 2), ctrl_c))
+    Image.new("RGB", (40, 40)).save(own / "2.png")
+    with pytest.raises(UserError, match="photos changed"):
+        train(recipe, tmp_path / "run", resume=True, display=Display())
+
+
+def test_there_must_be_a_run_to_resume(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        train(tiny_recipe, tmp_path / "run", resume=True, display=Display())
+    assert not (tmp_path / "run").exists()
+
+
+# Bad input: one line, and nothing written
+
+
+def refuse(recipe: Recipe, output: Path, match: str) -> None:
+    before = sorted(output.parent.rglob("*"))
+    with pytest.raises(UserError, match=match) as error:
+        train(recipe, output, display=Display())
+    assert "\n" not in str(error.value)
+    assert sorted(output.parent.rglob("*")) == before
+
+
+def test_an_output_that_is_taken_is_refused(tiny_recipe: Recipe, finished: Path, tmp_path: Path) -> None:
+    refuse(tiny_recipe, finished, "another run")
+    (tmp_path / "file").write_text("x")
+    refuse(tiny_recipe, tmp_path / "file", "is a file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("x")
+    refuse(tiny_recipe, tmp_path / "full", "not empty")
+
+
+def test_an_empty_folder_is_a_fine_output(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    train(without(tiny_recipe, stage2=None), tmp_path, display=Display())
+
+
+def test_mistakes_are_found_before_anything_is_written(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "run"
+    output.parent.mkdir()
+    (tmp_path / "none").mkdir()
+    refuse(without(tiny_recipe, data=Data(photos=tmp_path / "none", class_noun="x")), output, "no photos")
+    refuse(without(tiny_recipe, data=Data(photos=None, class_noun="x")), output, "photos")
+    refuse(without(tiny_recipe, token=Token(placeholder="dog")), output, "dog")
+    refuse(without(tiny_recipe, base=str(tmp_path / "none")), output, "model_index.json")
+    refuse(without(tiny_recipe, stage1=None, stage2=None), output, "neither")
+    if not torch.cuda.is_available():
+        refuse(without(tiny_recipe, mixed_precision="fp16"), output, "fp16")
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="cannot write /proc/twostage"):
+        train(tiny_recipe, Path("/proc/twostage"), display=Display())
+
+
+def test_weights_that_run_away_stop_the_run_and_save_nothing_broken(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    assert tiny_recipe.stage2
+    wild = tiny_recipe.stage2.model_copy(update={"learning_rate": 10.0, "steps": 500, "max_grad_norm": 0.0})
+    recipe = without(tiny_recipe, stage2=wild, checkpoints=Checkpoints(every=1000))
+    with pytest.raises(UserError, match=r"stage 2 broke at step \d+"):
+        train(recipe, tmp_path / "run", display=Display())
+    assert not (tmp_path / "run" / "unet").exists()
+    for file in (tmp_path / "run").rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+
+
+def test_an_unfinished_run_cannot_draw_yet(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe, tmp_path / "run", display=Watcher(("stage 1", 2), ctrl_c))
+    with pytest.raises(UserError, match="not finished"):
+        generate(tmp_path / "run", "a {}")
+    with pytest.raises(UserError, match="no run"):
+        generate(tmp_path, "a {}")
