@@ -40,7 +40,7 @@ class Plan:
     pictures: int = 60_000
     vae: Schedule = Schedule(steps=7000, learning_rate=3e-3, weight_decay=0.0)
     vae_batch: int = 16
-    denoiser: Schedule = Schedule(steps=6000, learning_rate=1e-3, warmup=200, ema=0.999)
+    denoiser: Schedule = Schedule(steps=7000, learning_rate=1e-3, warmup=200, ema=0.999)
     denoiser_batch: int = 32
     judge: Schedule = Schedule(steps=1500, learning_rate=2e-3)
     vit: Schedule = Schedule(steps=700, learning_rate=1e-3)

@@ -64,7 +64,7 @@ def build_unet() -> UNet2DConditionModel:
         sample_size=PICTURE // 4,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(80, 160, 224),
+        block_out_channels=(64, 128, 192),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,

@@ -35,6 +35,8 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
         vocab_size=VOCABULARY_SIZE,
         end_of_word_suffix="</w>",
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        # Named beforehand, for the trainer numbers what it meets in random order, and ties go by number.
+        special_tokens=[letter + "</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())],
         show_progress=False,
     )
     trainer_model.train_from_iterator(corpus(seed), trainer)
