@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.random_sd15 import SIZES, write_pipeline
+from twostage.display import Display
 from twostage.recipe import Checkpoints, Data, Recipe, Sample, Stage1, Stage2, Token
 
 
@@ -44,6 +45,25 @@ def tiny_recipe(tiny_base: Path, photos: Path) -> Recipe:
         sample=Sample(prompts=("a photo of a {} on the beach",), per_prompt=1, num_inference_steps=2),
         checkpoints=Checkpoints(every=4, keep=2),
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of both stages, with a token of two vectors; never write to it."""
+    from twostage.run import train
+
+    torch.set_num_threads(1)
+    recipe = Recipe(
+        name="tiny",
+        base=str(tiny_base),
+        data=Data(photos=photos, class_noun="backpack"),
+        token=Token(initializer="red", num_vectors=2),
+        stage1=Stage1(steps=6, learning_rate=5e-3, batch_size=2),
+        stage2=Stage2(steps=6, learning_rate=1e-3, batch_size=2),
+        sample=Sample(prompts=("a photo of a {}", "snow"), per_prompt=2, num_inference_steps=2),
+        checkpoints=Checkpoints(every=4, keep=2),
+    )
+    return train(recipe, tmp_path_factory.mktemp("runs") / "finished", display=Display())
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from twostage.method.sampling import assemble, draw
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Sample, Stage1, Stage2
 from twostage.run_folder import RunFolder
-from twostage.session import DrawSamples, Reached, Session
+from twostage.session import DrawSamples, Session
 from twostage.subject.captions import all_prompts, subject_phrase
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.tokens import Placeholder, add_placeholder, embedding_file_name, load_embedding, save_embedding
@@ -72,12 +72,12 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False, display: Displa
     with session.phase("load"):
         base = load_base(recipe.base)
         subject = _prepare_subject(session, base)
-    reached = session.begin(base, subject.photos)
+    session.begin(base, subject.photos)
     with session.training():
         if recipe.stage1 and subject.placeholder:
-            _learn_embedding(session, recipe.stage1, base, subject, reached)
+            _learn_embedding(session, recipe.stage1, base, subject)
         if recipe.stage2:
-            _learn_denoiser(session, recipe.stage2, base, subject, reached)
+            _learn_denoiser(session, recipe.stage2, base, subject)
     session.finish()
     return session.folder.path
 
@@ -167,12 +167,12 @@ def _prepare_subject(session: Session, base: Base) -> _Subject:
     return _Subject(photos, phrase, prompts, placeholder, examples)
 
 
-def _learn_embedding(session: Session, options: Stage1, base: Base, subject: _Subject, reached: Reached | None) -> None:
+def _learn_embedding(session: Session, options: Stage1, base: Base, subject: _Subject) -> None:
     """Stage 1, and its result: the learned rows in the text encoder and in the embedding file."""
     placeholder = subject.placeholder
     assert placeholder is not None
     file = session.folder.path / "embedding" / embedding_file_name(placeholder.name)
-    if reached and reached[0] > 1:
+    if session.reached_stage > 1:
         write_rows(base.text_encoder, placeholder.token_ids, load_embedding(file)[1])
         return
     base.text_encoder.to(session.device)
@@ -183,7 +183,7 @@ def _learn_embedding(session: Session, options: Stage1, base: Base, subject: _Su
     learner = EmbeddingLearner(base, placeholder)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     loop = StageLoop(1, learner, subject.examples, options, session.accelerator, after_step)
-    session.run_stage(loop, options.steps, _sampler(session, base, subject, learner.rows), reached)
+    session.run_stage(loop, options.steps, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
     write_rows(base.text_encoder, placeholder.token_ids, rows)
     if session.is_main:
@@ -192,7 +192,7 @@ def _learn_embedding(session: Session, options: Stage1, base: Base, subject: _Su
     base.release("unet")
 
 
-def _learn_denoiser(session: Session, options: Stage2, base: Base, subject: _Subject, reached: Reached | None) -> None:
+def _learn_denoiser(session: Session, options: Stage2, base: Base, subject: _Subject) -> None:
     """Stage 2, and its result: the tuned U-Net in diffusers' layout."""
     rows = None
     with session.phase("encode_prompts"):
@@ -204,7 +204,7 @@ def _learn_denoiser(session: Session, options: Stage2, base: Base, subject: _Sub
     if options.gradient_checkpointing:
         learner.unet.enable_gradient_checkpointing()
     loop = StageLoop(2, learner, subject.examples, options, session.accelerator)
-    session.run_stage(loop, options.steps, _sampler(session, base, subject, rows), reached)
+    session.run_stage(loop, options.steps, _sampler(session, base, subject, rows))
     if session.is_main:
         with session.phase("save"), quiet():
             session.folder.save_model("unet", learner.unet.save_pretrained)

@@ -33,8 +33,6 @@ except ImportError:  # Windows
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "numpy")
 
-# A checkpoint's stage, and where that stage stood.
-Reached = tuple[int, Progress]
 DrawSamples = Callable[[], list[Image.Image]]
 
 
@@ -45,6 +43,7 @@ class Session:
         recipe: what is run.
         folder: where it is written.
         accelerator: device, precision, processes and trackers.
+        reached_stage: the one to go on with; 0 where the run starts.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
@@ -53,7 +52,9 @@ class Session:
         self.is_main = self.accelerator.is_main_process
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
+        self.reached_stage = 0
         self._resumes = False
+        self._progress: Progress | None = None
         self._seconds: dict[str, float] = {}
         self._stop = StopRequest()
         if self.device.type == "cuda":
@@ -85,7 +86,7 @@ class Session:
         self._seconds = dict(self.folder.facts.get("seconds", {}))
         return not self.folder.finished
 
-    def begin(self, base: Base, photos: list[Photo]) -> Reached | None:
+    def begin(self, base: Base, photos: list[Photo]) -> None:
         """Write the first files of a new run, or find where an interrupted one stood.
 
         Raises:
@@ -93,26 +94,29 @@ class Session:
         """
         identity = {
             "base": {"name": base.source, "sha256": base.content_hash},
+            "processes": self.accelerator.num_processes,
             "photos": [{"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption} for photo in photos],
         }
-        reached = None
+        step = 0
         if self._resumes:
             self._check_identity(identity)
-            reached = self.folder.newest_checkpoint()
-            stage, step = (reached[0], reached[1].step) if reached else (0, 0)
-            self.display.say(
-                f"going on from stage {stage}, step {step}" if reached else "no checkpoint yet: from the start"
+            found = self.folder.newest_checkpoint()
+            if found:
+                self.reached_stage, self._progress = found
+                step = self._progress.step
+            where = (
+                f"going on after step {step} of stage {self.reached_stage}" if found else "no checkpoint yet: starting"
             )
+            self.display.say(where)
         self.accelerator.wait_for_everyone()
         if self.is_main:
             if self._resumes:
-                self.folder.rewind(stage, step)
+                self.folder.rewind(self.reached_stage, step)
             else:
                 self.folder.create(self.recipe, {"versions": _versions(), "device": _describe(self.device), **identity})
             self._save_facts()
         if self.recipe.report_to != "none":
             self.accelerator.init_trackers("twostage")
-        return reached
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -130,21 +134,21 @@ class Session:
         with stop_on_signals() as self._stop:
             yield
 
-    def run_stage(self, loop: StageLoop, steps: int, draw_samples: DrawSamples, reached: Reached | None) -> None:
+    def run_stage(self, loop: StageLoop, steps: int, draw_samples: DrawSamples) -> None:
         """Run a stage from where it stands, saving checkpoints and drawing samples on the way.
 
         Args:
             loop: of the stage.
             steps: it has.
             draw_samples: draws the recipe's sample pictures with the weights as they are when it is called.
-            reached: from `begin`.
 
         Raises:
             KeyboardInterrupt: someone asked to stop; a checkpoint was saved.
         """
         name = f"stage{loop.stage}"
-        if reached and reached[0] == loop.stage:
-            loop.restore(reached[1])
+        if self._progress and self.reached_stage == loop.stage:
+            loop.restore(self._progress)
+            self._progress = None  # As large as the U-Net and its optimizer state.
         if loop.step == steps or loop.step and loop.step % self.recipe.checkpoints.every == 0:
             # Whoever stops at a checkpoint leaves without its samples.
             self._draw_samples(f"{name}-{loop.step:06d}", draw_samples)
@@ -154,8 +158,11 @@ class Session:
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
                 if stop or step.step == steps or step.step % self.recipe.checkpoints.every == 0:
-                    self._save(loop, final=step.step == steps and not (loop.stage == 1 and self.recipe.stage2))
-                    if stop and step.step < steps:
+                    # The run's last step is followed by its result, which needs no optimizer state to go on from.
+                    last = step.step == steps and not (loop.stage == 1 and self.recipe.stage2)
+                    if self.is_main and not last:
+                        self._save(loop)
+                    if stop and not last:
                         self._leave(name, step.step)
                     self._draw_samples(f"{name}-{step.step:06d}", draw_samples)
         self.accelerator.free_memory()
@@ -180,12 +187,10 @@ class Session:
         asked = torch.tensor(float(self._stop.asked), device=self.device)
         return bool(self.accelerator.reduce(asked, "sum") > 0)
 
-    def _save(self, loop: StageLoop, *, final: bool) -> None:
-        # The run's last step is followed by its result, which needs no optimizer state to go on from.
-        if self.is_main and not final:
-            with self.phase("save"):
-                self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints.keep)
-                self._save_facts()
+    def _save(self, loop: StageLoop) -> None:
+        with self.phase("save"):
+            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints.keep)
+            self._save_facts()
 
     def _leave(self, stage: str, step: int) -> None:
         message = f"stopped after step {step} of {stage} and saved; go on with --resume --output {self.folder.path}"

@@ -1,0 +1,41 @@
+"""What a person sees: bars on a terminal, lines in a log, nothing for a program."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from twostage.display import Display, _Bars, _Lines, terminal_display
+
+
+def test_a_log_gets_the_last_step_with_its_numbers() -> None:
+    stream = io.StringIO()
+    display = _Lines(Console(file=stream))
+    with display.progress("stage 1", 3) as update:
+        for done in range(1, 4):
+            update(done, loss=0.5, lr=1e-3)
+    assert stream.getvalue().splitlines() == ["stage 1  3/3  loss 0.5  lr 0.001  took 0 s"]
+
+
+def test_a_terminal_gets_a_bar_with_an_eta_and_the_numbers() -> None:
+    stream = io.StringIO()
+    display = _Bars(Console(file=stream, force_terminal=True, width=120))
+    with display.progress("stage 2", 10, 4) as update:
+        update(5, loss=0.25, lr=1e-4)
+        display.say("[brackets] are text")
+    shown = stream.getvalue()
+    assert all(word in shown for word in ("stage 2", "5/10", "loss 0.25", "lr 0.0001", ":", "[brackets] are text"))
+
+
+def test_the_terminal_display_leaves_standard_output_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal_display().say("hello")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_the_plain_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display().progress("stage 1", 3) as update:
+        update(1, loss=1.0)
+    Display().say("hello")
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,112 @@
+"""The run folder: whole or not there, and a full disk told in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from twostage.errors import UserError
+from twostage.method.loop import Progress
+from twostage.recipe import Recipe
+from twostage.recipe_file import dump_recipe
+from twostage.run_folder import RunFolder, differences
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def progress(step: int, size: int = 4) -> Progress:
+    return Progress(step, {"rows": torch.full((size,), float(step))}, {"0.exp_avg": torch.ones(size)}, {"numbers": 1})
+
+
+def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage, step in [(1, 900), (1, 1000), (2, 5), (2, 10)]:
+        folder.save_checkpoint(stage, progress(step), keep=3)
+    assert [path.name for path in folder.checkpoints()] == ["stage1-001000", "stage2-000005", "stage2-000010"]
+    found = folder.newest_checkpoint()
+    assert found
+    stage, newest = found
+    assert (stage, newest.step, newest.numbers) == (2, 10, {"numbers": 1})
+    assert torch.equal(newest.trained["rows"], torch.full((4,), 10.0))
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def first(path: Path) -> None:
+        (path / "config.json").write_text("first")
+
+    def second(path: Path) -> None:
+        (path / "config.json").write_text("second")
+        raise KeyboardInterrupt
+
+    folder.save_model("unet", first)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save_model("unet", second)
+    assert (tmp_path / "unet" / "config.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
+
+
+def test_differences_name_every_option(tiny_recipe: Recipe) -> None:
+    assert differences(tiny_recipe, tiny_recipe) == []
+    other = tiny_recipe.model_copy(update={"seed": 3, "stage2": None})
+    found = differences(tiny_recipe, other)
+    assert found[0] == "seed (0, now 3)"
+    assert any(line.startswith("stage2.steps (6, now None)") for line in found)
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+import torch
+from twostage.errors import UserError
+from twostage.method.loop import Progress
+from twostage.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+def progress(step, size):
+    return Progress(step, {"rows": torch.full((size,), float(step))}, {"0.exp_avg": torch.ones(size)}, {})
+folder.save_checkpoint(1, progress(1, 1000), keep=2)
+try:
+    folder.save_checkpoint(1, progress(2, 1_000_000), keep=2)
+except UserError as error:
+    print(error)
+print(folder.newest_checkpoint()[1].step, sorted(p.name for p in folder.path.rglob("*") if p.is_dir()))
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_readable(tmp_path: Path) -> None:
+    """On a real file system of one megabyte, where the machine lets us mount one."""
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path}"
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, mount], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    command = f'{mount} && exec "{sys.executable}" -c "$PROGRAM" {tmp_path}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM": FULL_DISK, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*unshare, command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    message, newest = done.stdout.splitlines()
+    assert "cannot write" in message
+    assert "No space left" in message
+    assert newest == "1 ['checkpoints', 'stage1-000001']"
+
+
+def test_no_permission_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(UserError, match="Permission denied"):
+        RunFolder(tmp_path / "run").create(Recipe(), {})
+
+
+def test_a_run_with_broken_files_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(dump_recipe(Recipe()))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json") as error:
+        RunFolder(tmp_path).open()
+    assert "\n" not in str(error.value)
