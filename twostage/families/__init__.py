@@ -164,9 +164,9 @@ def _download(hub_id: str) -> Path:
         try:
             return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **unused))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"base {hub_id!r} is no folder here and cannot be fetched from the Hugging Face hub: {reason}"
+                f"base {hub_id!r} is no folder here, and the Hugging Face hub did not deliver it "
+                f"({type(error).__name__}): check the name and the connection, or give a folder"
             ) from error
 
 
