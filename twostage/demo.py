@@ -60,6 +60,7 @@ def demo(output: Path, *, seed: int = 0, class_name: str = "backpack", display: 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} already holds something; name another folder with --output")
     display = display or terminal_display()
+    base = load_base("pocket")
     subject = world.sample_subject(np.random.default_rng([seed, 2024]), class_name)
     photos = take_photos(output / "photos", subject, SEEN, seed)
     recipe = load_recipe(
@@ -78,7 +79,6 @@ def demo(output: Path, *, seed: int = 0, class_name: str = "backpack", display: 
         num_inference_steps=DRAWING.num_inference_steps,
         guidance_scale=DRAWING.guidance_scale,
     )
-    base = load_base("pocket")
     without = [world.prompt(class_name, context=context) for context in UNSEEN]
     untouched = draw(assemble(base), without, [seed] * len(without), DRAWING, base.resolution)
     real = take_photos(output / "real", subject, UNSEEN, seed + 1)

@@ -136,11 +136,7 @@ def test_main_colour_keeps_its_name(colour: str) -> None:
 
 def test_every_pattern_and_emblem_draws() -> None:
     one = subject("backpack")
-    seen = {
-        draw(replace(one, pattern=p, emblem=e), Scene()).tobytes()
-        for p in PATTERNS
-        for e in EMBLEMS
-    }
+    seen = {draw(replace(one, pattern=p, emblem=e), Scene()).tobytes() for p in PATTERNS for e in EMBLEMS}
     assert len(seen) == len(PATTERNS) * len(EMBLEMS)
 
 
@@ -194,10 +190,7 @@ def test_prompt() -> None:
         prompt("backpack", colour="red", property="shiny", token="sks", context=CONTEXTS[0])
         == "a photo of a shiny red sks backpack in the jungle"
     )
-    assert (
-        prompt("cat", accessory=ACCESSORIES[0], style="painting")
-        == "a painting of a cat wearing a red hat"
-    )
+    assert prompt("cat", accessory=ACCESSORIES[0], style="painting") == "a painting of a cat wearing a red hat"
 
 
 def test_sample_scene_keeps_what_is_given() -> None:

@@ -40,11 +40,11 @@ class Plan:
     pictures: int = 60_000
     vae: Schedule = Schedule(steps=7000, learning_rate=3e-3, weight_decay=0.0)
     vae_batch: int = 16
-    denoiser: Schedule = Schedule(steps=7000, learning_rate=1e-3, warmup=200, ema=0.999)
+    denoiser: Schedule = Schedule(steps=5600, learning_rate=1e-3, warmup=200, ema=0.999)
     denoiser_batch: int = 32
-    judge: Schedule = Schedule(steps=1500, learning_rate=2e-3)
-    vit: Schedule = Schedule(steps=700, learning_rate=1e-3)
-    clip: Schedule = Schedule(steps=900, learning_rate=1e-3)
+    judge: Schedule = Schedule(steps=1200, learning_rate=2e-3)
+    vit: Schedule = Schedule(steps=500, learning_rate=1e-3)
+    clip: Schedule = Schedule(steps=600, learning_rate=1e-3)
     contrastive_batch: int = 128
 
 
