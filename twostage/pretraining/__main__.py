@@ -165,11 +165,7 @@ def train_judge(bench: Bench) -> nn.Module:
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = bench.rows(step, 64)
-        pixels = bench.pixels(rows)
-        # Blur and noise, as generated pictures have them: the judge must not trip over either.
-        if torch.rand((), generator=generator) < 0.5:
-            pixels = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
-        pixels = pixels + 0.1 * torch.randn(pixels.shape, generator=generator).to(pixels)
+        pixels = objectives.blurred_and_noisy(bench.pixels(rows), generator)
         return objectives.judge_loss(judge, pixels, labels[rows].to(bench.device))
 
     judged: nn.Module = bench.fit("judge", judge, loss, bench.plan.judge)
@@ -185,8 +181,7 @@ def train_vit(bench: Bench) -> nn.Module:
         rng = np.random.default_rng([step, 4])
         subjects = DRAWS_PER_SUBJECT * rng.permutation(len(bench.data) // DRAWS_PER_SUBJECT)
         subjects = subjects[: bench.plan.contrastive_batch]
-        first, second = (bench.pixels(subjects + which) for which in (0, 1))
-        first = first + 0.05 * torch.randn(first.shape, generator=generator).to(first)
+        first, second = (objectives.blurred_and_noisy(bench.pixels(subjects + which), generator) for which in (0, 1))
         return objectives.vit_loss(vit, first, second)
 
     trained: nn.Module = bench.fit("vit", vit, loss, bench.plan.vit)

@@ -85,6 +85,7 @@ def build_noise_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # stock Stable Diffusion pipelines insist; trailing spacing ignores it
     )
 
 

@@ -55,6 +55,17 @@ def judge_loss(judge: ResNetForImageClassification, pixels: Tensor, labels: Tens
     ).sum()
 
 
+def blurred_and_noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures (B, 3, H, W) blurred to half their detail, all of them with noise of up to 0.15.
+
+    Generated pictures have both, and neither changes what a picture shows.
+    """
+    blurred = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+    chosen, strength = torch.rand((2, len(pixels), 1, 1, 1), generator=generator).to(pixels)
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+    return torch.where(chosen < 0.5, blurred, pixels) + 0.15 * strength * noise
+
+
 @torch.no_grad()
 def hold_embedding_norms(table: Tensor) -> None:
     """Keep token embeddings (V, D) within 5% of norm 0.4, where those of CLIP-L lie: rare and common words alike."""
