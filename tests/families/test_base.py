@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.random_sd15 import SIZES, make_tokenizer, write_pipeline
 from twostage.errors import UserError
 from twostage.families import known_families, load_base
+from twostage.method.sampling import assemble
 
 
 @pytest.fixture
@@ -44,6 +45,34 @@ def test_prompt_states_are_those_of_stock_diffusers(tiny_base: Path) -> None:
 def test_the_prediction_type_is_the_folders(tmp_path: Path, kind: str) -> None:
     write_pipeline(tmp_path / "base", SIZES["tiny"], prediction_type=kind)
     assert load_base(str(tmp_path / "base")).noise_scheduler.config.prediction_type == kind
+
+
+def test_weights_stored_as_float16_are_float32_in_training_and_drawing(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "base", SIZES["tiny"], dtype=torch.float16)
+    base = load_base(str(tmp_path / "base"))
+    pipeline = assemble(base)
+    for name in ("text_encoder", "vae", "unet"):
+        assert {getattr(owner, name).dtype for owner in (base, pipeline)} == {torch.float32}
+    pipeline("a dog", num_inference_steps=1)
+
+
+def test_the_noise_levels_are_the_folders_down_to_zero_signal(own_base: Path) -> None:
+    """As of a base that was trained with v-prediction and sampled by DDIM (arXiv 2305.08891)."""
+    scheduler = DDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+    )
+    StableDiffusionPipeline.from_pretrained(own_base, scheduler=scheduler).save_pretrained(own_base)
+    base = load_base(str(own_base))
+    assert torch.equal(base.noise_scheduler.alphas_cumprod, scheduler.alphas_cumprod)
+    assert base.noise_scheduler.alphas_cumprod[-1] == 0
+    assert base.noise_scheduler.config.prediction_type == "v_prediction"
+    drawn_by = assemble(base).scheduler
+    assert type(drawn_by) is DDIMScheduler
+    assert drawn_by.config.timestep_spacing == "trailing"
 
 
 def test_a_component_is_read_when_first_asked_for_and_again_after_release(tiny_base: Path) -> None:

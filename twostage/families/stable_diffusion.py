@@ -83,9 +83,14 @@ def predict(unet: Any, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tens
 
 
 def build_pipeline(folder: Path, **components: Any) -> StableDiffusionPipeline:
-    """The stock pipeline of `folder`, with the given components in place of its own."""
+    """The stock pipeline of `folder` in float32, with the given components in place of its own.
+
+    The precision is named because transformers otherwise keeps that of the files: with weights stored as float16, text
+    encoder and U-Net would not fit together.
+    """
     return StableDiffusionPipeline.from_pretrained(
         folder,
+        torch_dtype=torch.float32,
         use_safetensors=True,
         local_files_only=True,
         requires_safety_checker=False,
