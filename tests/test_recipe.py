@@ -56,6 +56,19 @@ def test_piecewise_schedule_and_its_rules_need_each_other(options):
         Stage1(steps=1, learning_rate=1e-3, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 1e-3, "lr_warmup_steps": 10},
+        {"learning_rate": 1e-3, "lr_warmup_steps": 10, "lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2,0"},
+        {"learning_rate": 1e-7, "lr_scheduler": "polynomial"},
+    ],
+)
+def test_an_option_that_the_schedule_would_ignore_or_choke_on_is_refused(options):
+    with pytest.raises(ValidationError, match="lr_"):
+        Stage1(steps=1, **options)
+
+
 def test_piecewise_schedule_with_rules():
     stage = Stage1(steps=9, learning_rate=1e-3, lr_scheduler="piecewise_constant", lr_step_rules="1:2,0.1:4,0.01")
     assert stage.lr_step_rules == "1:2,0.1:4,0.01"

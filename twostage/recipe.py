@@ -110,7 +110,13 @@ class Stage(Section):
         False, "Recompute activations in the backward pass: less memory, slower.", flags=("gradient-checkpointing",)
     )
     lr_scheduler: Schedule = option("constant", "Shape of the learning rate over the steps.", flags=("lr-scheduler",))
-    lr_warmup_steps: int = option(0, "Steps of linear warm-up.", unit="steps", flags=("lr-warmup-steps",), ge=0)
+    lr_warmup_steps: int = option(
+        0,
+        "Steps of linear warm-up; every schedule has it but the constant ones.",
+        unit="steps",
+        flags=("lr-warmup-steps",),
+        ge=0,
+    )
     lr_num_cycles: int = option(1, "Restarts of cosine_with_restarts.", ge=1)
     lr_power: float = option(1.0, "Exponent of polynomial.", gt=0)
     lr_step_rules: str = option(
@@ -125,7 +131,14 @@ class Stage(Section):
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.", ge=0)
 
     @model_validator(mode="after")
-    def _rules_for_pieces(self) -> Self:
+    def _schedule_takes_its_options(self) -> Self:
+        if self.lr_warmup_steps and self.lr_scheduler in ("constant", "piecewise_constant"):
+            raise ValueError(
+                f"lr_scheduler = '{self.lr_scheduler}' has no warm-up, and lr_warmup_steps = {self.lr_warmup_steps} "
+                "would do nothing; did you mean constant_with_warmup?"
+            )
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= 1e-7:
+            raise ValueError("lr_scheduler = 'polynomial' ends at 1e-7: learning_rate must be above that")
         if (self.lr_scheduler == "piecewise_constant") != bool(self.lr_step_rules):
             raise ValueError("lr_scheduler = 'piecewise_constant' and lr_step_rules need each other")
         return self
