@@ -36,6 +36,20 @@ def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path:
     assert torch.equal(newest.trained["rows"], torch.full((4,), 10.0))
 
 
+def test_the_millionth_step_comes_after_all_before_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage, step in [(1, 999_999), (1, 1_000_000), (2, 5)]:
+        folder.save_checkpoint(stage, progress(step), keep=3)
+    assert [path.name for path in folder.checkpoints()] == ["stage1-999999", "stage1-1000000", "stage2-000005"]
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        RunFolder(tmp_path).create(Recipe(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
 

@@ -51,11 +51,13 @@ class RunFolder:
         Raises:
             UserError: the folder holds something, or is none.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"the output {self.path} is a file; choose a folder")
-        if self._file("recipe.toml").exists():
-            raise UserError(f"the output {self.path} holds another run; go on with --resume, or choose a new folder")
         with _writing(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"the output {self.path} is a file; choose a folder")
+            if self._file("recipe.toml").exists() and self._file("run.json").exists():
+                raise UserError(
+                    f"the output {self.path} holds another run; go on with --resume, or choose a new folder"
+                )
             occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied:
             raise UserError(f"the output {self.path} is not empty; choose a new folder")
@@ -66,12 +68,16 @@ class RunFolder:
         Raises:
             UserError: there is no run, or its files are broken.
         """
-        if not self._file("run.json").is_file() or not self._file("recipe.toml").is_file():
+        # os.path's answer is False where Path's is a PermissionError.
+        if not all(os.path.isfile(self._file(name)) for name in ("run.json", "recipe.toml")):
             raise UserError(f"{self.path} holds no run (no run.json and recipe.toml); train one first")
         try:
-            self.facts = json.loads(self._file("run.json").read_text(encoding="utf-8"))
+            facts = json.loads(self._file("run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self._file('run.json')}: {error}") from error
+        if not isinstance(facts, dict):
+            raise UserError(f"{self._file('run.json')} holds no facts of a run; train into another folder")
+        self.facts = facts
         return load_recipe(str(self._file("recipe.toml")))
 
     @property
@@ -79,11 +85,22 @@ class RunFolder:
         return bool(self.facts.get("finished"))
 
     def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
-        """Begin a run."""
+        """Begin a run.
+
+        Raises:
+            UserError: it cannot be written; nothing of it is left.
+        """
         with _writing(self.path):
+            existed = self.path.is_dir()
             self.path.mkdir(parents=True, exist_ok=True)
-        self._write_text("recipe.toml", dump_recipe(recipe))
-        self.update(**facts, finished=False)
+        try:
+            self._write_text("recipe.toml", dump_recipe(recipe))
+            self.update(**facts, finished=False)
+        except UserError:
+            self._file("recipe.toml").unlink(missing_ok=True)
+            if not existed:
+                self.path.rmdir()
+            raise
 
     def update(self, **facts: Any) -> None:
         """Add to run.json."""
@@ -94,7 +111,9 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
-        return sorted(self.path.glob("checkpoints/stage*-*"))
+        found = self.path.glob("checkpoints/stage*-*")
+        # A millionth step has a seventh digit.
+        return sorted(found, key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
 
     def save_checkpoint(self, stage: int, progress: Progress, keep: int) -> Path:
         """Write a checkpoint and drop all but the `keep` newest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -125,7 +124,7 @@ def save_embedding(path: Path, placeholder: Placeholder | str, rows: Tensor) -> 
     assert rows.ndim == 2, rows.shape
     name = placeholder if isinstance(placeholder, str) else placeholder.name
     data = save({name: rows.detach().to("cpu").contiguous()}, metadata={"format": "pt"})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".writing-{path.name}")  # A resumed run removes what is called so.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
