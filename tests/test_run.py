@@ -6,12 +6,13 @@ import gc
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
@@ -19,7 +20,7 @@ from transformers import CLIPTextModel
 from tests.watching import Watcher, assert_same_bits, ctrl_c, metrics, results, without
 from twostage.display import Display
 from twostage.errors import UserError
-from twostage.recipe import Checkpoints, Data, Recipe, Token
+from twostage.recipe import Checkpoints, Data, Recipe, Sample, Token
 from twostage.recipe_file import load_recipe
 from twostage.run import generate, load_pipeline, train
 
@@ -154,6 +155,16 @@ def test_braces_in_a_prompt_stand_for_token_and_class(finished: Path) -> None:
     assert braces.tobytes() == spelled.tobytes()
 
 
+def test_a_prompt_that_cannot_show_the_subject_is_remarked_on(finished: Path) -> None:
+    watcher = Watcher()
+    prompts = ["a {} in snow", "a <rare> backpack", "a dog", "a {} " + "very " * 2000]
+    generate(finished, prompts, count=1, num_inference_steps=1, display=watcher)
+    first, second = watcher.said
+    assert "'a dog' has neither {} nor <rare>" in first
+    assert "its end is not read" in second
+    assert len(second) < 200
+
+
 def test_the_loaded_pipeline_is_the_stock_class_with_all_vectors(finished: Path) -> None:
     pipeline = load_pipeline(finished)
     assert type(pipeline) is StableDiffusionPipeline
@@ -197,6 +208,42 @@ def test_mistakes_are_found_before_anything_is_written(tiny_recipe: Recipe, tmp_
         refuse(without(tiny_recipe, report_to="tensorboard"), output, r"twostage\[track\]")
     if not torch.cuda.is_available():
         refuse(without(tiny_recipe, mixed_precision="fp16"), output, "fp16")
+
+
+def test_steps_that_the_base_cannot_draw_in_are_refused_before_training(
+    tiny_recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    refuse(without(tiny_recipe, sample=Sample(num_inference_steps=1000)), tmp_path / "run", "num_inference_steps 1000")
+    with pytest.raises(UserError, match="PNDMScheduler cannot draw"):
+        generate(finished, "a {}", num_inference_steps=1000)
+    base = Path(shutil.copytree(tiny_recipe.base, tmp_path / "base"))
+    PNDMScheduler(skip_prk_steps=False).save_pretrained(base / "scheduler")
+    refuse(without(tiny_recipe, base=str(base)), tmp_path / "run", "num_inference_steps 2")
+
+
+def test_a_caption_that_pushes_the_token_out_of_sight_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    assert tiny_recipe.data.photos
+    data = tiny_recipe.data.model_copy(update={"caption": "very " * 100 + "{}"})
+    refuse(without(tiny_recipe, data=data), tmp_path / "run", "fall off")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "embedding" / "rare.safetensors").unlink(),
+        lambda run: (run / "embedding" / "rare.safetensors").write_bytes(b"x"),
+        lambda run: shutil.rmtree(run / "unet"),
+        lambda run: (run / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99),
+        lambda run: (run / "run.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_run_is_told_in_one_line(finished: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "samples")))
+    damage(run)
+    with pytest.raises(UserError) as error:
+        load_pipeline(run)
+    assert "\n" not in str(error.value)
+    assert str(run) in str(error.value)
 
 
 def test_a_place_that_cannot_be_written_is_named(tiny_recipe: Recipe) -> None:

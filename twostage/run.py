@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
-from twostage.families import Base, load_base
+from twostage.families import Base, load_base, load_part
 from twostage.method.denoiser import DenoiserLearner, encode_prompts
 from twostage.method.embedding import EmbeddingLearner, write_rows
 from twostage.method.examples import Examples, encode_photos
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
-from twostage.method.sampling import assemble, draw
+from twostage.method.sampling import assemble, check_steps, draw, reads_whole
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Sample, Stage1, Stage2
 from twostage.run_folder import RunFolder
 from twostage.session import DrawSamples, Session
 from twostage.subject.captions import all_prompts, subject_phrase
 from twostage.subject.photos import Photo, find_photos
-from twostage.subject.tokens import Placeholder, add_placeholder, embedding_file_name, load_embedding, save_embedding
+from twostage.subject.tokens import (
+    Placeholder,
+    add_placeholder,
+    check_prompts,
+    embedding_file_name,
+    load_embedding,
+    save_embedding,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -70,8 +76,9 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False, display: Displa
     if not session.open(resume):
         return session.folder.path
     with session.phase("load"):
+        photos = _find_photos(recipe)
         base = load_base(recipe.base)
-        subject = _prepare_subject(session, base)
+        subject = _prepare_subject(session, base, photos)
     session.begin(base, subject.photos)
     with session.training():
         if recipe.stage1 and subject.placeholder:
@@ -90,6 +97,7 @@ def generate(
     seed: int = 0,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    display: Display | None = None,
 ) -> list[Image.Image]:
     """Draw the subject of a finished run.
 
@@ -100,22 +108,33 @@ def generate(
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
         guidance_scale: weight of classifier-free guidance; 1 is off.
+        display: where notes about the prompts are shown; the terminal when not given.
 
     Returns:
         `count` pictures for each prompt, prompt after prompt.
 
     Raises:
-        UserError: `run` is no finished run, or its base cannot be loaded.
+        UserError: `run` is no finished run, its base cannot be loaded, or draws no picture in so many steps.
     """
-    recipe = _open_finished(run)[1]
+    folder, recipe = _open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data.class_noun)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     filled = [text.replace("{}", phrase) for text in prompts for _ in range(count)]
     seeds = [seed + index for _ in prompts for index in range(count)]
     options = Sample(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    pipeline = load_pipeline(run)
-    side = recipe.data.resolution or load_base(recipe.base).resolution
-    return draw(pipeline, filled, seeds, options, side)
+    base = load_base(recipe.base)
+    check_steps(base, num_inference_steps)
+    pipeline = _load_pipeline(folder, recipe, base)
+    display = display or terminal_display()
+    for text in dict.fromkeys(filled):
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        if recipe.token.placeholder not in text:
+            display.say(
+                f"note: {shown!r} has neither {{}} nor {recipe.token.placeholder}: the subject is not asked for"
+            )
+        if not reads_whole(pipeline, text):
+            display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
+    return draw(pipeline, filled, seeds, options, recipe.data.resolution or base.resolution)
 
 
 def load_pipeline(run: Path) -> StableDiffusionPipeline:
@@ -125,15 +144,17 @@ def load_pipeline(run: Path) -> StableDiffusionPipeline:
         UserError: `run` is no finished run, or its base cannot be loaded.
     """
     folder, recipe = _open_finished(run)
+    return _load_pipeline(folder, recipe, load_base(recipe.base))
+
+
+def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base) -> StableDiffusionPipeline:
     unet, embedding = None, None
     if recipe.stage2:
-        with quiet():
-            unet = UNet2DConditionModel.from_pretrained(
-                folder.path / "unet", use_safetensors=True, local_files_only=True
-            )
+        unet = load_part(base.family, folder.path, "unet")
     if recipe.stage1:
-        embedding = folder.path / "embedding" / embedding_file_name(recipe.token.placeholder)
-    pipeline = assemble(load_base(recipe.base), unet=unet, embedding=embedding)
+        name, rows = load_embedding(folder.path / "embedding" / embedding_file_name(recipe.token.placeholder))
+        embedding = {name: rows}
+    pipeline = assemble(base, unet=unet, embedding=embedding)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -141,24 +162,31 @@ def _open_finished(run: Path) -> tuple[RunFolder, Recipe]:
     folder = RunFolder(Path(run))
     recipe = folder.open()
     if not folder.finished:
-        raise UserError(f"the run in {run} is not finished; go on with --resume --output {run}")
+        raise UserError(f"the run in {run} is not finished; go on with: twostage train {run} --resume")
     return folder, recipe
 
 
-def _prepare_subject(session: Session, base: Base) -> _Subject:
-    """Photos, prompts and token, all checked; the VAE has done its work and leaves memory."""
-    recipe = session.recipe
+def _find_photos(recipe: Recipe) -> list[Photo]:
+    """The photos, before a base is loaded or even downloaded for them."""
     if recipe.stage1 is None and recipe.stage2 is None:
         raise UserError(f"recipe {recipe.name!r} has neither [stage1] nor [stage2]: nothing would be trained")
     if recipe.data.photos is None:
         raise UserError("data.photos is not set; give the folder with the photos")
+    return find_photos(recipe.data.photos)
+
+
+def _prepare_subject(session: Session, base: Base, photos: list[Photo]) -> _Subject:
+    """Photos encoded, prompts and token checked; the VAE has done its work and leaves memory."""
+    recipe = session.recipe
     check_prediction_type(base.noise_scheduler)
-    photos = find_photos(recipe.data.photos)
+    if recipe.sample.per_prompt and recipe.sample.prompts:
+        check_steps(base, recipe.sample.num_inference_steps)
     phrase = subject_phrase(recipe.token, recipe.data.class_noun)
     prompts = all_prompts(photos, recipe.data, phrase)
     placeholder = None
     if recipe.stage1:
         placeholder = add_placeholder(base.tokenizer, base.text_encoder, recipe.token)
+        check_prompts(base.tokenizer, placeholder, prompts)
         for note in placeholder.notes:
             session.display.say(f"note: {note}")
     with session.phase("encode_photos"):

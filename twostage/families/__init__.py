@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pkgutil
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -128,14 +129,18 @@ def load_base(base: str) -> Base:
 
 
 def load_part(family: ModuleType, folder: Path, name: str) -> Any:
-    """Read one component anew, with any error of the files told in one line."""
+    """Read one component from its folder inside `folder`, a base or a run.
+
+    Raises:
+        UserError: its files are missing, broken or not what the family expects.
+    """
     with quiet():
         try:
             return family.load(folder, name)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             # The libraries have no common class for "this file is not what I expected".
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"cannot load {folder / name}: {reason}; get the base anew") from error
+            raise UserError(f"cannot load {folder / name}: {reason}; get it anew") from error
 
 
 @cache
@@ -148,10 +153,11 @@ def known_families() -> dict[str, ModuleType]:
 def _find_folder(base: str) -> Path:
     if base == "pocket":
         return pocket_folder()
-    path = Path(base).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    # os.path's answer is False where Path's is a PermissionError.
+    path = os.path.expanduser(base)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         raise UserError(f"base {base!r} is a file; give the folder of a diffusers pipeline, a hub id, or 'pocket'")
     if base.count("/") != 1 or base.startswith((".", "/", "~")):
         raise UserError(f"base {base!r} is no folder here; give that of a diffusers pipeline, a hub id, or 'pocket'")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from twostage.errors import UserError
 from twostage.families import Base
 from twostage.quiet import quiet
 from twostage.recipe import Sample
@@ -22,7 +22,7 @@ _TOGETHER = 8
 
 
 def assemble(
-    base: Base, *, unet: nn.Module | None = None, embedding: Path | dict[str, Tensor] | None = None
+    base: Base, *, unet: nn.Module | None = None, embedding: dict[str, Tensor] | None = None
 ) -> StableDiffusionPipeline:
     """The base's stock pipeline with a tuned U-Net and a learned token in it.
 
@@ -31,15 +31,47 @@ def assemble(
     Args:
         base: the pretrained pipeline.
         unet: in place of the base's own.
-        embedding: the token's file, or its name and rows.
+        embedding: the token's name and its rows, (num_vectors, D).
     """
     with quiet():
         pipeline = base.family.build_pipeline(base.folder, **({} if unet is None else {"unet": unet}))
         if embedding is not None:
-            source: Any = str(embedding) if isinstance(embedding, Path) else embedding
-            pipeline.load_textual_inversion(source, local_files_only=True)
+            pipeline.load_textual_inversion(embedding)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def check_steps(base: Base, num_inference_steps: int) -> None:
+    """Make sure that the base's own scheduler can draw in so many steps, before anything large is loaded.
+
+    Raises:
+        UserError: it cannot; a PNDM scheduler that starts with Runge-Kutta steps, for one, needs at least four.
+    """
+    with quiet():
+        pipeline = base.family.build_pipeline(base.folder, **dict.fromkeys(("tokenizer", *base.family.MODELS)))
+    scheduler = pipeline.scheduler
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:
+        raise _impossible_steps(scheduler, num_inference_steps) from error
+    # Some schedulers take more steps than there are noise levels, and fail half way.
+    if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+        raise _impossible_steps(scheduler, num_inference_steps)
+
+
+def _impossible_steps(scheduler: object, steps: int) -> UserError:
+    return UserError(
+        f"num_inference_steps {steps}: the base's {type(scheduler).__name__} cannot draw in so many; choose another "
+        "number, such as 25"
+    )
+
+
+def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
+    """Whether the text encoder reads the prompt to its end."""
+    tokenizer = pipeline.tokenizer
+    with quiet():
+        ids = tokenizer(pipeline.maybe_convert_prompt(prompt, tokenizer)).input_ids
+    return len(ids) <= tokenizer.model_max_length
 
 
 def draw(
