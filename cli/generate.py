@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,13 +40,16 @@ def generate(
 
     Pictures are numbered on from what the folder holds: none is overwritten.
     """
-    if not run.is_dir():
+    if not os.path.isdir(run):  # False, where run.is_dir() is a PermissionError
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
     if not prompt.strip():
         raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a {} on the beach'")
     folder = output or run / "generated"
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is a file; --output wants a folder")
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"cannot write pictures to {folder}: {nearest} is not yours to write; choose another --output")
 
     from twostage import run as verbs  # imports torch
 

@@ -55,7 +55,8 @@ def show(
 @app.command()
 def new(name: Name, file: Annotated[Path, typer.Argument(help="TOML file to write.")]) -> None:
     """Copy a recipe into a file of your own, to change it and train with it."""
-    text = find_recipe(name).read_text(encoding="utf-8")
+    load_recipe(name)  # a copy of a broken recipe helps nobody
+    text = find_recipe(name).read_text(encoding="utf-8-sig")
     target = file if file.suffix else file.with_suffix(".toml")
     try:
         with target.open("x", encoding="utf-8") as opened:

@@ -25,7 +25,12 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", "--output-dir", help="Run folder; runs/<recipe>-<photos> when not given."),
+        typer.Option(
+            "--output",
+            "-o",
+            "--output-dir",
+            help="Run folder; runs/<recipe>-<photos> when not given, or RECIPE where it is a run to resume.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's latest checkpoint.")] = False,
     resume_from_checkpoint: Annotated[
@@ -48,11 +53,14 @@ def train(
     resolved = load_recipe(recipe, overrides=overrides)
     folder = _photos(resolved)
     _check_class(resolved)
+    resume = resume or resume_from_checkpoint is not None
+    if output is None and resume and Path(recipe).is_dir():
+        output = Path(recipe)
     output = output or Path("runs") / f"{resolved.name}-{folder.resolve().name}"
 
     from twostage import run  # imports torch: only now, when all that is cheap to check has been checked
 
-    finished = run.train(resolved, output, resume=resume or resume_from_checkpoint is not None)
+    finished = run.train(resolved, output, resume=resume)
     typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {{}} on the beach"')
 
 

@@ -193,7 +193,8 @@ class Session:
             self._save_facts()
 
     def _leave(self, stage: str, step: int) -> None:
-        message = f"stopped after step {step} of {stage} and saved; go on with --resume --output {self.folder.path}"
+        command = f"twostage train {self.folder.path} --resume"
+        message = f"stopped after step {step} of {stage} and saved; go on with: {command}"
         self.display.say(message)
         raise KeyboardInterrupt(message)
 

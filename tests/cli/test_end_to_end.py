@@ -33,5 +33,7 @@ def test_train_then_generate(trained, twostage, mistake, photos, tiny_base, tmp_
     again = mistake("train", "two-stage", photos, "--class", "backpack", "--base", tiny_base, *TINY)
     assert "--resume" in again
 
-    resumed = twostage("train", run, "--resume", "--output", run)
+    resumed = twostage("train", run, "--resume")
     assert resumed.exit_code == 0, resumed.output
+    assert "finished" in resumed.stderr
+    assert list((tmp_path / "runs").iterdir()) == [run]
