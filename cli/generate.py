@@ -44,6 +44,8 @@ def generate(
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
     if not prompt.strip():
         raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a {} on the beach'")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what bytes that are no text become
+        raise UserError("PROMPT is not valid UTF-8 text")
     folder = output or run / "generated"
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is a file; --output wants a folder")

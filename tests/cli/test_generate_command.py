@@ -1,5 +1,7 @@
 """`twostage generate` saves what the library draws, and refuses what cannot be drawn."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -28,6 +30,7 @@ def test_a_long_prompt_makes_no_long_name(tmp_path):
     [
         (["no-such-run", "a photo"], "no run folder"),
         ([".", " "], "PROMPT is empty"),
+        ([".", "caf\udce9"], "UTF-8"),
         ([".", "a photo", "-n", "0"], "--count"),
         ([".", "a photo", "--guidance", "nan"], "--guidance"),
         ([".", "a photo", "--steps", "many"], "--steps"),
@@ -37,6 +40,13 @@ def test_a_long_prompt_makes_no_long_name(tmp_path):
 )
 def test_a_mistake_gets_one_line(mistake, arguments, expected):
     assert expected in mistake("generate", *arguments)
+
+
+def test_an_output_that_cannot_be_written_is_found_before_drawing(mistake, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("this user may write anywhere")
+    assert "not yours to write" in mistake("generate", ".", "a photo", "--output", "locked/pictures")
 
 
 def test_output_that_is_a_file(mistake, tmp_path):
