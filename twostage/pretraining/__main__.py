@@ -13,24 +13,33 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, ViTImageProcessor
 
 from . import objectives
-from .dataset import DRAWS_PER_SUBJECT, Dataset, load_dataset
+from .dataset import DRAWS_PER_SUBJECT, Dataset, load_dataset, said_by_captions
 from .fit import Schedule, fit
 from .measure import measure, write_card
-from .nets import build_clip, build_judge, build_noise_scheduler, build_text_encoder, build_unet, build_vae, build_vit
+from .nets import (
+    TEXT_WIDTH,
+    build_clip,
+    build_judge,
+    build_noise_scheduler,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    build_vit,
+)
 from .tokenizer import build_tokenizer
 
 TRAIN, HELD_OUT = 1, 2
 HELD_OUT_PICTURES = 3000
 CAPTION_VARIANTS = 3
+TEXT_PICTURES = 12_000
 RARE_WORD_SHARE = 0.05
 EMPTY_PROMPT_SHARE = 0.1
-MODELS = ("vae", "denoiser", "judge", "vit", "clip")
+MODELS = ("vae", "text", "denoiser", "judge", "vit", "clip")
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Plan:
     pictures: int = 60_000
     vae: Schedule = Schedule(steps=7000, learning_rate=3e-3, weight_decay=0.0)
     vae_batch: int = 16
-    denoiser: Schedule = Schedule(steps=5600, learning_rate=1e-3, warmup=200, ema=0.999)
+    text: Schedule = Schedule(steps=600, learning_rate=1e-3)
+    denoiser: Schedule = Schedule(steps=4600, learning_rate=1e-3, warmup=100, ema=0.999)
     denoiser_batch: int = 32
     judge: Schedule = Schedule(steps=1200, learning_rate=2e-3)
     vit: Schedule = Schedule(steps=500, learning_rate=1e-3)
@@ -125,19 +135,41 @@ def tokenize_captions(bench: Bench, tokenizer: CLIPTokenizer) -> Tensor:
     return captions
 
 
+def train_text_encoder(bench: Bench, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder, before the U-Net and without it: every state from the end of a caption on says what it said.
+
+    Trained together with the U-Net, it spent itself on the contexts, which fill the pictures, and classes and colours
+    never came through.
+    """
+    captions = tokenize_captions(bench, tokenizer)
+    said = torch.from_numpy(said_by_captions(bench.data, TEXT_PICTURES, CAPTION_VARIANTS))
+    torch.manual_seed(5)
+    text_encoder = build_text_encoder(tokenizer)
+    net = nn.ModuleDict({"text_encoder": text_encoder, "head": nn.Linear(TEXT_WIDTH, said.shape[-1])})
+    table = text_encoder.get_input_embeddings().weight
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.from_numpy(bench.rows(step, 64, TEXT_PICTURES))
+        variant = torch.randint(0, CAPTION_VARIANTS, (len(rows),), generator=generator)
+        input_ids = captions[rows, variant].long().to(bench.device)
+        states = text_encoder(input_ids).last_hidden_state
+        ended = input_ids == tokenizer.eos_token_id
+        return objectives.reading_loss(net["head"](states), said[rows, variant].to(bench.device), ended)
+
+    bench.fit("text", net, loss, bench.plan.text, after_step=lambda: objectives.hold_embedding_norms(table))
+    return text_encoder
+
+
 def train_denoiser(
-    bench: Bench, vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Text encoder and U-Net together, on cached latents, by v-prediction."""
+    bench: Bench, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> UNet2DConditionModel:
+    """The U-Net, by v-prediction on cached latents; text encoder and VAE are frozen."""
     mean, std = encode_pictures(bench, vae)
     captions = tokenize_captions(bench, tokenizer)
     scale = 1 / mean[:5000].float().std().item()
     vae.register_to_config(scaling_factor=scale)
     torch.manual_seed(1)
-    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
-    net = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    table = text_encoder.get_input_embeddings().weight
-    noise_scheduler, plan = build_noise_scheduler(), bench.plan
+    unet, noise_scheduler, plan = build_unet(), build_noise_scheduler(), bench.plan
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -150,12 +182,13 @@ def train_denoiser(
         input_ids = torch.where(dropped[:, None], empty, captions[rows, variant].long()).to(bench.device)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps).to(bench.device)
         target = noise_scheduler.get_velocity(latents, noise, timesteps).to(bench.device)
-        states = text_encoder(input_ids).last_hidden_state
+        with torch.no_grad():
+            states = text_encoder(input_ids).last_hidden_state
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(unet(noisy, timesteps.to(bench.device), states).sample, target)
+        return objectives.multiscale_loss(unet(noisy, timesteps.to(bench.device), states).sample, target)
 
-    bench.fit("denoiser", net, loss, plan.denoiser, after_step=lambda: objectives.hold_embedding_norms(table))
-    return text_encoder, unet
+    bench.fit("denoiser", unet, loss, plan.denoiser)
+    return unet
 
 
 def train_judge(bench: Bench) -> nn.Module:
@@ -213,12 +246,11 @@ def image_processor() -> ViTImageProcessor:
 def save_models(folder: Path, models: dict[str, Any], tokenizer: CLIPTokenizer) -> None:
     """Write the models as float16 safetensors, in the layout stock diffusers and transformers load."""
     if "denoiser" in models:
-        text_encoder, unet = models["denoiser"]
         StableDiffusionPipeline(
             vae=models["vae"],
-            text_encoder=text_encoder,
+            text_encoder=models["text"],
             tokenizer=tokenizer,
-            unet=unet,
+            unet=models["denoiser"],
             scheduler=build_noise_scheduler(),
             safety_checker=None,
             feature_extractor=None,
@@ -248,8 +280,10 @@ def main() -> None:
     models: dict[str, Any] = {}
     if {"vae", "denoiser"} & set(arguments.models):
         models["vae"] = train_vae(bench)
+    if {"text", "denoiser"} & set(arguments.models):
+        models["text"] = train_text_encoder(bench, tokenizer)
     if "denoiser" in arguments.models:
-        models["denoiser"] = train_denoiser(bench, models["vae"], tokenizer)
+        models["denoiser"] = train_denoiser(bench, models["vae"], models["text"], tokenizer)
     if "judge" in arguments.models:
         models["judge"] = train_judge(bench)
     if "vit" in arguments.models:
@@ -267,9 +301,9 @@ def recipe_of(plan: Plan) -> str:
     """How the models were trained, in a sentence each, for the card."""
     return (
         f"Trained by `python -m twostage.pretraining FOLDER` on {plan.pictures} pictures: "
-        f"VAE {plan.vae.steps} steps of {plan.vae_batch}, text encoder and U-Net {plan.denoiser.steps} steps of "
-        f"{plan.denoiser_batch}, judge {plan.judge.steps} of 64, ViT {plan.vit.steps} and CLIP {plan.clip.steps} "
-        f"of {plan.contrastive_batch}; AdamW, float32."
+        f"VAE {plan.vae.steps} steps of {plan.vae_batch}, text encoder {plan.text.steps} of 64, "
+        f"U-Net {plan.denoiser.steps} of {plan.denoiser_batch}, judge {plan.judge.steps} of 64, "
+        f"ViT {plan.vit.steps} and CLIP {plan.clip.steps} of {plan.contrastive_batch}; AdamW, float32."
     )
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from twostage.pocket.world import (
+    ACCESSORIES,
     CLASSES,
     COLOURS,
     CONTEXTS,
     LIVE,
+    PROPERTIES,
     Scene,
     Subject,
     caption,
@@ -77,6 +79,21 @@ class Dataset:
         """A caption of picture `index`; variants name more or less of what it shows."""
         subject, scene = drawn(self.seed, index)
         return caption(subject, scene, np.random.default_rng([self.seed, 3, index, variant]))
+
+
+PHRASES = (*CLASSES, *COLOURS, *CONTEXTS, *PROPERTIES, *ACCESSORIES, "painting", "sketch")
+
+
+def said_by_captions(data: Dataset, pictures: int, variants: int) -> np.ndarray:
+    """Which of PHRASES each caption holds, (pictures, variants, P) float32; colours: the subject's."""
+    said = np.zeros((pictures, variants, len(PHRASES)), dtype=np.float32)
+    for index in range(pictures):
+        for variant in range(variants):
+            caption = data.caption(index, variant)
+            for column, phrase in enumerate(PHRASES):
+                text = f"{phrase} {data.class_name(index)}" if phrase in COLOURS else phrase
+                said[index, variant, column] = text in caption
+    return said
 
 
 def _draw_chunk(seed: int, size: int, folder: Path, chunk: int) -> int:

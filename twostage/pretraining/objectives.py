@@ -28,6 +28,18 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
     return error.square().mean() + 0.1 * error.abs().mean() + 0.1 * edges + 1e-6 * posterior.kl().mean()
 
 
+def multiscale_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error of (B, C, 16, 16), and of the same averaged over 2x2 and 4x4, each as heavy for white residuals.
+
+    The minimum is the same conditional mean. But most of the error at full scale is detail that no prompt tells, and
+    what prompts do tell, class and colour, is coarse, and weighs more this way (as in arXiv 2301.11093).
+    """
+    losses = [
+        size * size * F.mse_loss(F.avg_pool2d(prediction, size), F.avg_pool2d(target, size)) for size in (1, 2, 4)
+    ]
+    return torch.stack(losses).mean()
+
+
 def contrastive_loss(first: Tensor, second: Tensor, temperature: Tensor | float = TEMPERATURE) -> Tensor:
     """InfoNCE both ways: row i of `first` (B, D) belongs to row i of `second` and to no other."""
     logits = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / temperature
@@ -53,6 +65,18 @@ def judge_loss(judge: ResNetForImageClassification, pixels: Tensor, labels: Tens
     return torch.stack(
         [F.cross_entropy(logits, labels[:, i], ignore_index=-1) for i, logits in enumerate(groups)]
     ).sum()
+
+
+def reading_loss(logits: Tensor, said: Tensor, ended: Tensor) -> Tensor:
+    """How badly the states after a caption's end tell what it said.
+
+    Args:
+        logits: (B, 77, P), for each of P phrases whether the caption held it.
+        said: (B, P), 1 where it did.
+        ended: (B, 77), true from the end of the caption on; these states count.
+    """
+    error = F.binary_cross_entropy_with_logits(logits, said[:, None].expand_as(logits), reduction="none").sum(-1)
+    return (error * ended).sum() / ended.sum()
 
 
 def blurred_and_noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
