@@ -32,7 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe(tiny_base: Path, photos: Path) -> Recipe:
     """Both stages in a few steps of the tiny base; vary it with `model_copy(update=...)`."""
     return Recipe(

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.watching import Watcher, assert_same_bits, ctrl_c, metrics, without
@@ -19,13 +20,19 @@ from twostage.recipe_file import load_recipe
 from twostage.run import train
 
 
+@pytest.fixture(scope="module")
+def unbroken(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the others must equal; never write to it."""
+    torch.set_num_threads(1)
+    return train(tiny_recipe, tmp_path_factory.mktemp("runs") / "unbroken", display=Display())
+
+
 @pytest.mark.parametrize(
     ("label", "step"), [("stage 1", 2), ("stage 1", 4), ("stage 1", 6), ("stage 2", 1), ("stage 2", 5)]
 )
 def test_a_run_stopped_by_ctrl_c_resumes_bit_for_bit(
-    tiny_recipe: Recipe, tmp_path: Path, label: str, step: int
+    tiny_recipe: Recipe, unbroken: Path, tmp_path: Path, label: str, step: int
 ) -> None:
-    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
     watcher = Watcher((label, step), ctrl_c)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         train(tiny_recipe, tmp_path / "run", display=watcher)
@@ -42,7 +49,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_bit_for_bit(
 
 @pytest.mark.parametrize(("label", "step"), [("stage 1", 3), ("stage 1", 5), ("stage 2", 3), ("stage 2", 6)])
 def test_a_run_killed_outright_resumes_from_its_newest_checkpoint(
-    tiny_recipe: Recipe, tmp_path: Path, label: str, step: int
+    tiny_recipe: Recipe, unbroken: Path, tmp_path: Path, label: str, step: int
 ) -> None:
     """Steps after the checkpoint are made again, and their lines in metrics.jsonl are not there twice."""
 
@@ -52,7 +59,6 @@ def test_a_run_killed_outright_resumes_from_its_newest_checkpoint(
     def kill() -> None:
         raise Killed
 
-    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
     with pytest.raises(Killed):
         train(tiny_recipe, tmp_path / "run", display=Watcher((label, step), kill))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -74,8 +80,9 @@ def test_sigterm_saves_first_too(tiny_recipe: Recipe, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tiny_recipe: Recipe, unbroken: Path, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe, tmp_path / "run", display=Watcher(("stage 2", 3), ctrl_c))
     newest = tmp_path / "run" / "checkpoints" / "stage2-000003" / "trained.safetensors"
