@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import time
+import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -123,9 +124,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--tuning", action="store_true", help="the subjects that settings may be tuned on")
     parser.add_argument("--subjects", nargs="+", help="only these")
-    parser.add_argument("--set", nargs="*", default=[], metavar="a.b=c", help="recipe options")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="""recipe options as in TOML: 'stage2.steps'=200"""
+    )
     arguments = parser.parse_args()
-    bench = Bench(arguments.folder, dict(item.split("=", 1) for item in arguments.set))
+    bench = Bench(arguments.folder, tomllib.loads("\n".join(arguments.set)))
     chosen = TUNING if arguments.tuning else TEST
     print("| subject | seed | untouched | trained | real | gap closed | context | class | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
