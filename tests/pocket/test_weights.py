@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from twostage.evaluation.embedders import CLIPEmbedder, ViTEmbedder
@@ -32,6 +33,11 @@ def shown() -> list[tuple[world.Subject, world.Scene, Image.Image]]:
 def test_all_weights_are_float16_safetensors_and_together_at_most_40_mb() -> None:
     files = [path for path in pocket_folder("pipeline").parent.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+            assert kinds <= {"F16", "I64"}, path
     assert 0 < sum(path.stat().st_size for path in files) <= 40e6
 
 
@@ -77,7 +83,7 @@ def test_the_clip_finds_the_caption(shown: list[tuple[world.Subject, world.Scene
 
 
 def test_the_pipeline_draws_what_the_prompt_says() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(pocket_folder("pipeline"), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(pocket_folder("pipeline"))
     pipeline.set_progress_bar_config(disable=True)
     figures = prompt_following(pipeline, Judge(pocket_folder("judge")), samples=50)
     for figure, least in zip(figures, (0.85, 0.85, 0.75), strict=True):

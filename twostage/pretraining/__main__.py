@@ -7,6 +7,7 @@ models land in FOLDER/weights, in the layout that `twostage/pocket/weights` ship
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,11 @@ def save_models(folder: Path, models: dict[str, Any], tokenizer: CLIPTokenizer) 
             image_processor().save_pretrained(folder / name)
     if "clip" in models:
         tokenizer.save_pretrained(folder / "clip")
+    for config in folder.rglob("config.json"):
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if "dtype" in settings:
+            # On disk half precision saves space; transformers would compute in it too, diffusers in float32.
+            config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
