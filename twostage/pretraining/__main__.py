@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +162,19 @@ def train_text_encoder(bench: Bench, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def train_denoiser(
-    bench: Bench, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    bench: Bench,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    begun: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
-    """The U-Net, by v-prediction on cached latents; text encoder and VAE are frozen."""
+    """The U-Net, by v-prediction on cached latents; text encoder and VAE are frozen. `begun` is one to go on from."""
     mean, std = encode_pictures(bench, vae)
     captions = tokenize_captions(bench, tokenizer)
     scale = 1 / mean[:5000].float().std().item()
     vae.register_to_config(scaling_factor=scale)
     torch.manual_seed(1)
-    unet, noise_scheduler, plan = build_unet(), build_noise_scheduler(), bench.plan
+    unet, noise_scheduler, plan = begun or build_unet(), build_noise_scheduler(), bench.plan
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -277,19 +281,27 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
+    parser.add_argument("--begun", type=Path, help="weights folder whose U-Net, VAE and text encoder to go on with")
+    parser.add_argument("--denoiser-steps", type=int, default=Plan.denoiser.steps)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan()
+    plan = replace(Plan(), denoiser=replace(Plan.denoiser, steps=arguments.denoiser_steps))
     data = load_dataset(TRAIN, plan.pictures, arguments.folder / "world", arguments.workers)
     bench = Bench(data, arguments.folder, plan, torch.device(arguments.device))
     tokenizer = build_tokenizer()
     models: dict[str, Any] = {}
-    if {"vae", "denoiser"} & set(arguments.models):
+    begun = None
+    if arguments.begun:
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.begun / "pipeline", torch_dtype=torch.float32)
+        models["vae"], models["text"], begun = pipeline.vae, pipeline.text_encoder, pipeline.unet
+    if "vae" not in models and {"vae", "denoiser"} & set(arguments.models):
         models["vae"] = train_vae(bench)
-    if {"text", "denoiser"} & set(arguments.models):
+    if "text" not in models and {"text", "denoiser"} & set(arguments.models):
         models["text"] = train_text_encoder(bench, tokenizer)
     if "denoiser" in arguments.models:
-        models["denoiser"] = train_denoiser(bench, models["vae"], models["text"], tokenizer)
+        for name in ("vae", "text"):
+            models[name].to(bench.device).eval()
+        models["denoiser"] = train_denoiser(bench, models["vae"], models["text"], tokenizer, begun)
     if "judge" in arguments.models:
         models["judge"] = train_judge(bench)
     if "vit" in arguments.models:
