@@ -53,9 +53,9 @@ class Plan:
     text: Schedule = Schedule(steps=600, learning_rate=1e-3)
     denoiser: Schedule = Schedule(steps=4600, learning_rate=1e-3, warmup=100, ema=0.999)
     denoiser_batch: int = 32
-    judge: Schedule = Schedule(steps=1200, learning_rate=2e-3)
-    vit: Schedule = Schedule(steps=500, learning_rate=1e-3)
-    clip: Schedule = Schedule(steps=600, learning_rate=1e-3)
+    judge: Schedule = Schedule(steps=3000, learning_rate=2e-3)
+    vit: Schedule = Schedule(steps=320, learning_rate=1e-3)
+    clip: Schedule = Schedule(steps=500, learning_rate=1e-3)
     contrastive_batch: int = 128
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -74,9 +74,9 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_noise_scheduler() -> DDIMScheduler:
+def build_noise_scheduler() -> DDPMScheduler:
     """Stable Diffusion's schedule with zero terminal SNR: at 16x16 the leak of the mean at the last step shows."""
-    return DDIMScheduler(
+    return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -84,7 +84,6 @@ def build_noise_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
-        set_alpha_to_one=True,
         steps_offset=1,  # stock Stable Diffusion pipelines insist; trailing spacing ignores it
     )
 
