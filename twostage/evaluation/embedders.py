@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,6 +12,13 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 BATCH = 64
+
+
+def pixel_batches(processor: Any, images: Sequence[Image.Image], device: Any) -> Iterator[Tensor]:
+    """The pictures as the model of `processor` sees them, (at most 64, 3, H, W) a batch, on `device`."""
+    for start in range(0, len(images), BATCH):
+        pixels = processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
+        yield pixels.to(device)
 
 
 class ViTEmbedder:
@@ -27,9 +35,8 @@ class ViTEmbedder:
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D) float32 on the CPU, of length 1."""
         parts = []
-        for start in range(0, len(images), BATCH):
-            pixels = self.processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
-            state = self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0]
+        for pixels in pixel_batches(self.processor, images, self.model.device):
+            state = self.model(pixel_values=pixels).last_hidden_state[:, 0]
             parts.append(torch.nn.functional.normalize(state, dim=-1).cpu())
         return torch.cat(parts)
 
@@ -46,9 +53,8 @@ class CLIPEmbedder:
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D) float32 on the CPU, of length 1."""
         parts = []
-        for start in range(0, len(images), BATCH):
-            pixels = self.processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
-            pooled = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
+        for pixels in pixel_batches(self.processor, images, self.model.device):
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
             parts.append(torch.nn.functional.normalize(self.model.visual_projection(pooled), dim=-1).cpu())
         return torch.cat(parts)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-BATCH = 64
+from .embedders import pixel_batches
 
 
 class Judge:
@@ -27,9 +27,8 @@ class Judge:
     def read(self, images: Sequence[Image.Image]) -> dict[str, list[str]]:
         """For each group ("class", "colour", "context", "style") the name it reads in each picture."""
         seen: dict[str, list[str]] = {group: [] for group in self.groups}
-        for start in range(0, len(images), BATCH):
-            pixels = self.processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
-            logits = self.model(pixel_values=pixels.to(self.model.device)).logits
+        for pixels in pixel_batches(self.processor, images, self.model.device):
+            logits = self.model(pixel_values=pixels).logits
             split = logits.split([len(names) for names in self.groups.values()], dim=1)
             for (group, names), part in zip(self.groups.items(), split, strict=True):
                 seen[group] += [names[i] for i in part.argmax(dim=1).tolist()]
