@@ -154,9 +154,123 @@ class Stage1(Stage):
 
 
 class Stage2(Stage):
-    """Stage 2: the denoiser learns, text encoder and embedding are frozen."""
+    """Stage 2: the denoiser learns; the token's embedding is frozen, the text encoder unless asked for."""
 
-    train: Literal["unet"] = option("unet", "What learns: all of the U-Net.")
+    train: Literal["unet", "adapter"] = option(
+        "unet",
+        "What learns: all of the U-Net, or an adapter to it, and to the text encoder where that learns too; its "
+        "options are in [adapter].",
+    )
+    train_text_encoder: bool = option(
+        False,
+        "The text encoder's transformer learns too. Its token table does not: every word, and a token learned in "
+        "stage 1, keeps the embedding it has. Prompts are then encoded in each step.",
+        flags=("train-text-encoder",),
+    )
+    text_encoder_learning_rate: float | None = option(
+        None,
+        "Peak learning rate of the text encoder; the U-Net's when not given.",
+        flags=("text-encoder-lr",),
+        gt=0,
+        le=10,
+    )
+
+
+class Adapter(Section):
+    """The adapter that stage 2 trains in place of the base's own weights."""
+
+    kind: Literal["lora", "rslora", "dora", "loha", "lokr", "oft", "boft"] = option(
+        "lora",
+        "What it adds: products of thin matrices (lora; rslora, dora), of two such products (loha) or of a Kronecker "
+        "product (lokr), or rotations of a layer's inputs (oft, boft).",
+    )
+    rank: int = option(
+        4,
+        "Rank; for oft and boft, a quarter of the side of a rotated block.",
+        flags=("rank", "network-dim"),
+        ge=1,
+        le=1024,
+    )
+    alpha: float | None = option(
+        None,
+        "What is added counts alpha / rank times (rslora: alpha / sqrt(rank)); the rank when not given.",
+        flags=("lora-alpha", "network-alpha"),
+        gt=0,
+        le=1024,
+    )
+    dropout: float = option(
+        0.0,
+        "Share left out at random in each forward pass of training: of a layer's inputs to lora, rslora and dora, of "
+        "the outputs of loha and lokr, of the blocks of boft.",
+        flags=("lora-dropout", "network-dropout"),
+        ge=0,
+        lt=1,
+    )
+    target_modules: tuple[str, ...] = option(
+        ("attention",),
+        "Where in the U-Net: attention, attention+ff (feed-forward too), all (convolutions too, where the kind can), "
+        "modules' names or their ends (attn2.to_k), or patterns (up_blocks.*); may be given several times. In a text "
+        "encoder it is always the attention.",
+        flags=("target-modules",),
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _kind_takes_its_options(self) -> Self:
+        if self.kind in ("oft", "boft") and self.alpha is not None:
+            raise ValueError(f"kind = '{self.kind}' rotates and has no alpha; leave alpha = {self.alpha:g} out")
+        if self.kind == "oft" and self.dropout:
+            raise ValueError(f"kind = 'oft' has no dropout, and dropout = {self.dropout:g} would do nothing; boft has")
+        return self
+
+
+class Prior(Section):
+    """Prior preservation: what the untouched base draws for the class is held to in stage 2."""
+
+    preserve: bool = option(
+        False,
+        "Add to each sample's loss that of one prior sample, so that the class keeps its own look (DreamBooth).",
+        flags=("with-prior-preservation",),
+    )
+    source: Literal["images", "predictions"] = option(
+        "images",
+        "Images: pictures of the class, drawn by the untouched base or your own. Predictions: no pictures; what the "
+        "untouched base predicts on its way from noise to a picture of the class, computed once and held to.",
+    )
+    weight: float = option(
+        1.0, "Weight of the prior loss; 0 is the same as no prior.", flags=("prior-loss-weight",), ge=0, le=1000
+    )
+    class_prompt: str = option(
+        "a photo of a {class}", "What prior samples are prompted with.", flags=("class-prompt",), min_length=1
+    )
+    num_class_images: int = option(
+        200, "Class images, or paths from noise to picture.", unit="images", flags=("num-class-images",), ge=1
+    )
+    class_images: Path | None = option(
+        None,
+        "Folder with your own class images, never written to; where it holds too few, the base draws the rest. A text "
+        "file beside a picture is its prompt.",
+        flags=("class-data-dir",),
+    )
+    sample_batch_size: int = option(
+        8, "Class images drawn together.", unit="images", flags=("sample-batch-size",), ge=1
+    )
+    num_inference_steps: int = option(25, "Denoising steps a class image or path.", unit="steps", ge=1, le=1000)
+    guidance_scale: float = option(
+        7.5, "Weight of classifier-free guidance for class images and paths; 1 is off.", ge=0, le=100
+    )
+    states_per_path: int = option(
+        10, "Predictions kept of each path, spread over its denoising steps; no more than it has.", ge=1, le=1000
+    )
+
+    @model_validator(mode="after")
+    def _paths_have_their_states(self) -> Self:
+        if self.source == "predictions" and self.states_per_path > self.num_inference_steps:
+            raise ValueError(
+                f"states_per_path = {self.states_per_path} is more than num_inference_steps = "
+                f"{self.num_inference_steps}: a path has one state a step"
+            )
+        return self
 
 
 class Sample(Section):
@@ -204,5 +318,26 @@ class Recipe(Section):
     token: Token = Token()
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
+    adapter: Adapter = Adapter()
+    prior: Prior = Prior()
     sample: Sample = Sample()
     checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _options_of_stage_2_have_one(self) -> Self:
+        if self.prior.preserve and self.stage2 is None:
+            raise ValueError(
+                "prior.preserve = true, and there is no [stage2]: prior preservation is for the denoiser, which this "
+                "recipe does not train"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_an_adapter_have_one(self) -> Self:
+        given = [name for name in Adapter.model_fields if getattr(self.adapter, name) != getattr(Adapter(), name)]
+        if given and not (self.stage2 and self.stage2.train == "adapter"):
+            raise ValueError(
+                f"adapter.{given[0]} = {getattr(self.adapter, given[0])} would do nothing: stage 2 trains no adapter; "
+                "did you mean stage2.train = 'adapter'?"
+            )
+        return self

@@ -80,7 +80,7 @@ def _word(detail: ErrorDetails, origins: Origins, default_origin: str) -> tuple[
     if kind in ("model_type", "model_attributes_type"):
         return path, f"{origin}: {name} = {detail['input']!r}: must be a table: write [{name}] and its options below it"
     if kind == "value_error":  # ours, from a validator; it names its options itself
-        return path, f"{origin}: {name}: {detail['msg'].removeprefix('Value error, ')}"
+        return path, ": ".join(filter(None, (origin, name, detail["msg"].removeprefix("Value error, "))))
     # A flag's name already is the option's, and what the user typed is better than what we call it.
     subject = (
         f"{origin} {show(detail['input'])}"

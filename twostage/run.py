@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.families import Base, load_base, load_part
-from twostage.method.denoiser import DenoiserLearner, encode_prompts
+from twostage.method.denoiser import (
+    DenoiserLearner,
+    EncodedText,
+    LiveText,
+    encode_prompts,
+    open_for_training,
+    trains,
+    whole_parts,
+)
 from twostage.method.embedding import EmbeddingLearner, write_rows
 from twostage.method.examples import Examples, encode_photos
 from twostage.method.loop import StageLoop
@@ -30,6 +38,7 @@ from twostage.subject.tokens import (
     Placeholder,
     add_placeholder,
     check_prompts,
+    drop_placeholder,
     embedding_file_name,
     load_embedding,
     save_embedding,
@@ -148,13 +157,13 @@ def load_pipeline(run: Path) -> StableDiffusionPipeline:
 
 
 def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base) -> StableDiffusionPipeline:
-    unet, embedding = None, None
-    if recipe.stage2:
-        unet = load_part(base.family, folder.path, "unet")
+    parts = whole_parts(recipe.stage2) if recipe.stage2 else ()
+    tuned = {name: load_part(base.family, folder.path, name) for name in parts}
+    embedding = None
     if recipe.stage1:
         name, rows = load_embedding(folder.path / "embedding" / embedding_file_name(recipe.token.placeholder))
         embedding = {name: rows}
-    pipeline = assemble(base, unet=unet, embedding=embedding)
+    pipeline = assemble(base, embedding=embedding, **tuned)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -221,27 +230,39 @@ def _learn_embedding(session: Session, options: Stage1, base: Base, subject: _Su
 
 
 def _learn_denoiser(session: Session, options: Stage2, base: Base, subject: _Subject) -> None:
-    """Stage 2, and its result: the tuned U-Net in diffusers' layout."""
-    rows = None
-    with session.phase("encode_prompts"):
-        states = encode_prompts(base, subject.prompts, subject.expand, session.device)
+    """Stage 2, and its result: what it trained, in diffusers' and transformers' layout."""
+    rows, text = None, _text(session, options, base, subject)
     if subject.placeholder:
         rows = base.text_encoder.get_input_embeddings().weight[subject.placeholder.token_ids].cpu()
-    base.release("text_encoder", "tokenizer")
-    learner = DenoiserLearner(base, states)
-    if options.gradient_checkpointing:
-        learner.unet.enable_gradient_checkpointing()
-    loop = StageLoop(2, learner, subject.examples, options, session.accelerator)
-    session.run_stage(loop, options.steps, _sampler(session, base, subject, rows))
+    live = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer} if trains(text) else {}
+    if not live:
+        base.release("text_encoder", "tokenizer")
+    open_for_training(base, "unet", options)
+    learner = DenoiserLearner(base, text)
+    rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else None
+    loop = StageLoop(2, learner, subject.examples, options, session.accelerator, rates=rates)
+    session.run_stage(loop, options.steps, _sampler(session, base, subject, rows, **live))
     if session.is_main:
         with session.phase("save"), quiet():
-            session.folder.save_model("unet", learner.unet.save_pretrained)
+            if subject.placeholder and live:
+                drop_placeholder(base.text_encoder, subject.placeholder)
+            for name in whole_parts(options):
+                session.folder.save_model(name, getattr(base, name).save_pretrained)
 
 
-def _sampler(session: Session, base: Base, subject: _Subject, rows: Tensor | None) -> DrawSamples:
+def _text(session: Session, options: Stage2, base: Base, subject: _Subject) -> nn.Module:
+    """How stage 2 comes by the states of its prompts: from a text encoder that learns, or encoded here, once."""
+    if trains(open_for_training(base, "text_encoder", options)):
+        return LiveText(base, subject.expand)
+    with session.phase("encode_prompts"):
+        return EncodedText(encode_prompts(base, subject.prompts, subject.expand, session.device))
+
+
+def _sampler(session: Session, base: Base, subject: _Subject, rows: Tensor | None, **live: Any) -> DrawSamples:
     """Draws the recipe's sample pictures with the U-Net and the rows as they are when it is called.
 
-    What training has dropped is read from disk for as long as the drawing takes.
+    What training has dropped is read from disk for as long as the drawing takes; a text encoder that trains is given,
+    with its tokenizer, and knows the rows.
     """
     options = session.recipe.sample
     prompts = [text.replace("{}", subject.phrase) for text in options.prompts for _ in range(options.per_prompt)]
@@ -250,9 +271,9 @@ def _sampler(session: Session, base: Base, subject: _Subject, rows: Tensor | Non
 
     def draw_samples() -> list[Image.Image]:
         embedding = None
-        if rows is not None and subject.placeholder:
+        if rows is not None and subject.placeholder and not live:
             embedding = {subject.placeholder.name: rows.detach().cpu()}
-        pipeline = assemble(base, unet=base.unet, embedding=embedding)
+        pipeline = assemble(base, embedding=embedding, unet=base.unet, **live)
         return draw(pipeline.to(session.device), prompts, seeds, options, side)
 
     return draw_samples

@@ -12,7 +12,7 @@ from diffusers.optimization import get_scheduler
 
 from twostage.errors import UserError
 from twostage.families import load_base
-from twostage.method.denoiser import DenoiserLearner, encode_prompts
+from twostage.method.denoiser import DenoiserLearner, EncodedText, encode_prompts, open_for_training
 from twostage.method.examples import encode_photos
 from twostage.method.loop import StageLoop, Step
 from twostage.recipe import Data, Stage2
@@ -29,10 +29,9 @@ def make_loop(tiny_base: Path, photos: Path) -> Any:
         base = load_base(str(tiny_base))
         examples = encode_photos(base, found, Data(), phrase, 0, cpu)
         states = encode_prompts(base, all_prompts(found, Data(), phrase), str, cpu)
-        learner = DenoiserLearner(base, states)
-        if options.get("gradient_checkpointing"):
-            learner.unet.enable_gradient_checkpointing()
         settings = Stage2(**{"steps": 4, "learning_rate": 1e-3, "batch_size": 2, **options})
+        open_for_training(base, "unet", settings)
+        learner = DenoiserLearner(base, EncodedText(states))
         return StageLoop(2, learner, examples, settings, accelerator or Accelerator())
 
     return make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -15,16 +15,31 @@ from twostage.recipe import Stage
 _FUSED = {"cpu", "cuda", "mps", "xpu"}
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], options: Stage) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over `parameters`, which must be on their device already."""
-    parameters = list(parameters)
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], options: Stage, rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101).
+
+    Args:
+        parameters: by name, on their device already.
+        options: of the stage.
+        rates: learning rate of the parameters whose name starts so; the others have the stage's.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"": []}  # The first is the one whose rate is shown.
+    for name, parameter in parameters.items():
+        prefix = next((prefix for prefix in rates if name.startswith(prefix)), "")
+        groups.setdefault(prefix, []).append(parameter)
     return torch.optim.AdamW(
-        parameters,
+        [
+            {"params": group, "lr": rates.get(prefix, options.learning_rate)}
+            for prefix, group in groups.items()
+            if group
+        ],
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
         weight_decay=options.weight_decay,
-        fused=all(parameter.device.type in _FUSED for parameter in parameters),
+        fused=all(parameter.device.type in _FUSED for parameter in parameters.values()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: the denoiser learns, text encoder and embedding are frozen, and no prior images are needed."""
+"""Stage 2: the denoiser learns; the text encoder learns with it or is frozen, the token's embedding is frozen."""
 
 from __future__ import annotations
 
@@ -12,25 +12,94 @@ from torch import Tensor, nn
 from twostage.families import Base
 from twostage.method.examples import Batch
 from twostage.method.loss import denoising_loss
+from twostage.recipe import Stage2
 
 # Prompts a forward pass of the text encoder; fixed, so that a prompt's states do not depend on the run's length.
 _CHUNK = 16
 
 
-class DenoiserLearner(nn.Module):
-    """The U-Net and the loss it learns from; what is said in the prompts comes encoded."""
+def whole_parts(options: Stage2) -> tuple[str, ...]:
+    """The components that stage 2 trains whole: those that a run folder holds in place of the base's."""
+    return ("unet", "text_encoder") if options.train_text_encoder else ("unet",)
 
-    def __init__(self, base: Base, states: dict[str, Tensor]) -> None:
+
+def open_for_training(base: Base, name: str, options: Stage2) -> Any:
+    """Let learn what the recipe says of one component, "unet" or "text_encoder": the one place that decides it.
+
+    Returns:
+        The component; `trains` tells whether anything in it learns.
+    """
+    component = getattr(base, name)
+    if name not in whole_parts(options):
+        return component
+    component.requires_grad_(True)
+    if name == "text_encoder":
+        # Learned embeddings stay as they are; and the table with its optimizer state would be as large as the rest.
+        component.get_input_embeddings().requires_grad_(False)
+    if options.gradient_checkpointing:
+        checkpoint_gradients(component)
+    return component
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether anything in it learns."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class DenoiserLearner(nn.Module):
+    """The U-Net, the text encoder where it learns too, and the loss they learn from.
+
+    Args:
+        base: its U-Net opened by `open_for_training`.
+        text: prompts -> their states, (prompts, tokens, D); `EncodedText` or `LiveText`.
+        prior_weight: lambda, for batches that have a prior.
+    """
+
+    def __init__(self, base: Base, text: nn.Module, prior_weight: float = 1.0) -> None:
         super().__init__()
-        self.unet = base.unet.requires_grad_(True)
+        self.unet, self.text = base.unet, text
         self._family, self._noise_scheduler = base.family, base.noise_scheduler
-        self._states = states
+        self._prior_weight = prior_weight
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,)."""
-        states = torch.stack([self._states[prompt] for prompt in batch.prompts]).to(batch.latents.device)
-        predict = partial(self._family.predict, self.unet, states=states)
-        return denoising_loss(predict, self._noise_scheduler, batch.latents, batch.noise, batch.timesteps)
+        prior = batch.prior.question(self._noise_scheduler) if batch.prior else None
+        states = self.text(batch.prompts + (batch.prior.prompts if batch.prior else []))
+        return denoising_loss(
+            partial(self._family.predict, self.unet, states=states.to(batch.latents.device)),
+            self._noise_scheduler,
+            batch.latents,
+            batch.noise,
+            batch.timesteps,
+            prior=prior,
+            prior_weight=self._prior_weight,
+        )
+
+
+class EncodedText(nn.Module):
+    """States of prompts, looked up: the text encoder is frozen and has left memory."""
+
+    def __init__(self, states: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._states = states
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        return torch.stack([self._states[prompt] for prompt in prompts])
+
+
+class LiveText(nn.Module):
+    """States of prompts from a text encoder that learns."""
+
+    def __init__(self, base: Base, expand: Callable[[str], str]) -> None:
+        super().__init__()
+        self.text_encoder = base.text_encoder
+        self._family, self._tokenizer, self._expand = base.family, base.tokenizer, expand
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        different = list(dict.fromkeys(prompts))
+        expanded = [self._expand(prompt) for prompt in different]
+        states: Tensor = self._family.encode_text(self._tokenizer, self.text_encoder, expanded)
+        return states[[different.index(prompt) for prompt in prompts]]
 
 
 @torch.no_grad()
@@ -45,3 +114,15 @@ def encode_prompts(
         encoded = base.family.encode_text(base.tokenizer, encoder, [expand(prompt) for prompt in chunk])
         states.update(zip(chunk, encoded.float().unbind(), strict=True))
     return states
+
+
+def checkpoint_gradients(component: Any) -> None:
+    """Have a U-Net of diffusers, or a text encoder of transformers, recompute activations in the backward pass."""
+    if hasattr(component, "enable_gradient_checkpointing"):
+        component.enable_gradient_checkpointing()
+        return
+    component.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in component.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            # transformers checkpoints in training mode alone; what is inside stays in eval mode, without dropout.
+            module.training = True

@@ -7,20 +7,38 @@ on the same draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.method.loss import Question, denoising_question
 from twostage.recipe import Data
 from twostage.subject.captions import choose_prompt
 from twostage.subject.photos import Photo, load_photo
 
-# Streams of one address that must not repeat each other.
+# Streams of one address that must not repeat each other; those of prior samples are shifted by PRIOR.
 _CHOICES, _GAUSSIANS, _ORDER = range(3)
+PRIOR = 16
+
+
+class PriorBatch(Protocol):
+    """Samples of the class, one for each of the subject's."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """B of them."""
+
+    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+        """What the denoiser is asked for them."""
+
+    def to(self, device: torch.device) -> PriorBatch:
+        """The same on a device."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +50,33 @@ class Batch:
         noise: (B, C, h, w), standard normal.
         timesteps: (B,) int64 in [0, num_train_timesteps).
         prompts: B of them.
+        prior: B prior samples, where there is a prior.
     """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     prompts: list[str]
+    prior: PriorBatch | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.latents.to(device), self.noise.to(device), self.timesteps.to(device), self.prompts)
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            noise=self.noise.to(device),
+            timesteps=self.timesteps.to(device),
+            prior=self.prior and self.prior.to(device),
+        )
+
+    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+        return denoising_question(noise_scheduler, self.latents, self.noise, self.timesteps)
+
+
+class Source(Protocol):
+    """What a stage draws its batches from."""
+
+    def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
+        """Rows of one optimizer step, depending on seed and address alone."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +96,14 @@ class Examples:
         choose_prompt: photo's index, generator -> prompt.
         num_train_timesteps: noise levels of the base.
         seed: of the run.
+        stream: 0, or PRIOR for draws that have nothing to do with those.
     """
 
     views: tuple[Posterior, ...]
     choose_prompt: Callable[[int, np.random.Generator], str]
     num_train_timesteps: int
     seed: int
+    stream: int = 0
 
     def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
         """Rows of one optimizer step.
@@ -81,24 +119,25 @@ class Examples:
         return Batch(torch.stack(latents), torch.stack(noise), torch.tensor(timesteps), list(prompts))
 
     def _sample(self, stage: int, step: int, row: int, rows_per_step: int) -> tuple[Tensor, Tensor, int, str]:
-        choices = np.random.default_rng([_CHOICES, self.seed, stage, step, row])
-        photo = self._photo(stage, step * rows_per_step + row)
+        choices = np.random.default_rng([self.stream + _CHOICES, self.seed, stage, step, row])
+        photo = in_turn(self.stream, self.seed, stage, step * rows_per_step + row, len(self.views[0].mean))
         timestep = int(choices.integers(self.num_train_timesteps))
         view = self.views[choices.integers(len(self.views))]
         prompt = self.choose_prompt(photo, choices)
 
-        address = np.random.SeedSequence([_GAUSSIANS, self.seed, stage, step, row])
+        address = np.random.SeedSequence([self.stream + _GAUSSIANS, self.seed, stage, step, row])
         # Always drawn on the CPU: a GPU's generator would draw something else.
         gaussians = torch.Generator().manual_seed(int(address.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         mean, std = view.mean[photo], view.std[photo]
         latents = mean + std * torch.randn(mean.shape, generator=gaussians)
         return latents, torch.randn(mean.shape, generator=gaussians), timestep, prompt
 
-    def _photo(self, stage: int, sample: int) -> int:
-        """Every photo once before any comes again, each time round in another order."""
-        epoch, place = divmod(sample, len(self.views[0].mean))
-        order = np.random.default_rng([_ORDER, self.seed, stage, epoch, 0])
-        return int(order.permutation(len(self.views[0].mean))[place])
+
+def in_turn(stream: int, seed: int, stage: int, sample: int, count: int) -> int:
+    """Which of `count` things a stage's sample shows: each once before any comes again, each round in another order."""
+    epoch, place = divmod(sample, count)
+    order = np.random.default_rng([stream + _ORDER, seed, stage, epoch, 0])
+    return int(order.permutation(count)[place])
 
 
 def encode_photos(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.memory.optimizers import build_optimizer, build_schedule
-from twostage.method.examples import Examples
+from twostage.method.examples import Source
 from twostage.recipe import Stage
 
 
@@ -55,27 +55,29 @@ class StageLoop:
     Args:
         stage: 1 or 2; part of the address of every draw.
         learner: batch -> loss of each sample; its parameters that require a gradient are what trains.
-        examples: where batches come from.
+        source: where batches come from.
         options: the recipe's section for the stage.
         accelerator: device, precision, processes.
         after_step: called with the step's learning rate once the parameters have moved.
+        rates: peak learning rate of the parameters whose name starts so, where it is another than the stage's.
     """
 
     def __init__(
         self,
         stage: int,
         learner: nn.Module,
-        examples: Examples,
+        source: Source,
         options: Stage,
         accelerator: Accelerator,
         after_step: Callable[[float], None] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.stage, self.step = stage, 0
-        self._examples, self._options, self._accelerator = examples, options, accelerator
+        self._source, self._options, self._accelerator = source, options, accelerator
         self._after_step = after_step
         learner.to(accelerator.device)
         self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self._optimizer = build_optimizer(self._trained.values(), options)
+        self._optimizer = build_optimizer(self._trained, options, rates or {})
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
         self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
@@ -119,7 +121,7 @@ class StageLoop:
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulated):
             first = (micro * accelerator.num_processes + accelerator.process_index) * size
-            batch = self._examples.batch(self.stage, self.step, range(first, first + size), rows_per_step)
+            batch = self._source.batch(self.stage, self.step, range(first, first + size), rows_per_step)
             with accelerator.accumulate(self._learner):
                 loss = self._learner(batch.to(accelerator.device)).mean()
                 accelerator.backward(loss)

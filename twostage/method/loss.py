@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -13,24 +15,73 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
-def denoising_loss(
-    predict: Predict, noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
-) -> Tensor:
-    """Mean squared error of the denoiser's output, per sample (arXiv 2006.11239, eq. 14, for any prediction type).
+@dataclass(frozen=True)
+class Question:
+    """What the denoiser is asked, and what it should put out.
+
+    Attributes:
+        noisy: (B, C, h, w), scaled.
+        timesteps: (B,) int64 in [0, num_train_timesteps).
+        target: (B, C, h, w).
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+def denoising_question(noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
+    """Latents on their way to noise, and what the denoiser should put out for them.
 
     Args:
-        predict: noisy latents and timesteps -> the denoiser's output, shaped like the latents.
         noise_scheduler: gives the noise levels and what the denoiser predicts.
         latents: (B, C, h, w), scaled.
         noise: (B, C, h, w), standard normal.
         timesteps: (B,) in [0, num_train_timesteps).
+    """
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    return Question(noisy, timesteps, denoising_target(noise_scheduler, latents, noise, timesteps))
+
+
+def denoising_loss(
+    predict: Predict,
+    noise_scheduler: DDPMScheduler,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    *,
+    prior: Question | None = None,
+    prior_weight: float = 1.0,
+) -> Tensor:
+    """Mean squared error of the denoiser's output, per sample (arXiv 2006.11239, eq. 14, for any prediction type).
+
+    With a prior, that of prior sample i, times its weight, is added to that of sample i (arXiv 2208.12242, eq. 2).
+
+    Args:
+        predict: noisy latents and timesteps -> the denoiser's output, shaped like the latents. Asked once: with a
+            prior, for B samples and then their B prior samples.
+        noise_scheduler, latents, noise, timesteps: as in `denoising_question`.
+        prior: B prior samples.
+        prior_weight: lambda.
 
     Returns:
         (B,) float32.
     """
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-    target = denoising_target(noise_scheduler, latents, noise, timesteps)
-    error = predict(noisy, timesteps).float() - target.float()
+    asked = denoising_question(noise_scheduler, latents, noise, timesteps)
+    if prior is None:
+        return _squared_error(predict, asked)
+    assert len(prior.noisy) == len(latents), "prior samples pair with samples"
+    both = Question(
+        torch.cat([asked.noisy, prior.noisy]),
+        torch.cat([asked.timesteps, prior.timesteps]),
+        torch.cat([asked.target, prior.target]),
+    )
+    own, kept = _squared_error(predict, both).chunk(2)
+    return own + prior_weight * kept
+
+
+def _squared_error(predict: Predict, asked: Question) -> Tensor:
+    error = predict(asked.noisy, asked.timesteps).float() - asked.target.float()
     return error.square().flatten(1).mean(1)
 
 

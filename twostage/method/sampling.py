@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.families import Base
@@ -21,20 +21,18 @@ if TYPE_CHECKING:
 _TOGETHER = 8
 
 
-def assemble(
-    base: Base, *, unet: nn.Module | None = None, embedding: dict[str, Tensor] | None = None
-) -> StableDiffusionPipeline:
-    """The base's stock pipeline with a tuned U-Net and a learned token in it.
+def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **components: Any) -> StableDiffusionPipeline:
+    """The base's stock pipeline with tuned components and a learned token in it.
 
     Everything not given is read from the base's folder, so this works while training has dropped its copies.
 
     Args:
         base: the pretrained pipeline.
-        unet: in place of the base's own.
         embedding: the token's name and its rows, (num_vectors, D).
+        components: in place of the base's own: unet, text_encoder ...
     """
     with quiet():
-        pipeline = base.family.build_pipeline(base.folder, **({} if unet is None else {"unet": unet}))
+        pipeline = base.family.build_pipeline(base.folder, **components)
         if embedding is not None:
             pipeline.load_textual_inversion(embedding)
     pipeline.set_progress_bar_config(disable=True)

@@ -27,6 +27,7 @@ class Placeholder:
         token_ids: its rows in the embedding table, one a vector.
         tokens: their names, "<rare>", "<rare>_1", ... as stock diffusers names them.
         vocabulary: size of the vocabulary before; its rows are the table's first.
+        table_rows: rows of the table before, as many or more.
         notes: what the user should be told, a sentence each.
     """
 
@@ -34,6 +35,7 @@ class Placeholder:
     token_ids: list[int]
     tokens: list[str]
     vocabulary: int
+    table_rows: int
     notes: list[str] = field(default_factory=list)
 
     def expand(self, prompt: str) -> str:
@@ -65,14 +67,19 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
             f"the placeholder {token.placeholder!r} is found inside longer words too; <{token.placeholder}> is not"
         )
 
-    vocabulary = len(tokenizer)
+    vocabulary, table_rows = len(tokenizer), embedding_table(text_encoder).shape[0]
     tokenizer.add_tokens(tokens)
     ids = [int(tokenizer.convert_tokens_to_ids(piece)) for piece in tokens]
     assert ids == list(range(vocabulary, vocabulary + len(tokens))), ids
     _grow(text_encoder, vocabulary + len(tokens))
     with torch.no_grad():
         embedding_table(text_encoder)[ids] = start
-    return Placeholder(token.placeholder, ids, tokens, vocabulary, notes)
+    return Placeholder(token.placeholder, ids, tokens, vocabulary, table_rows, notes)
+
+
+def drop_placeholder(text_encoder: CLIPTextModel, placeholder: Placeholder) -> None:
+    """Take the token's rows off again; the table is then as large as before `add_placeholder`."""
+    text_encoder.resize_token_embeddings(placeholder.table_rows)
 
 
 def check_prompts(tokenizer: CLIPTokenizer, placeholder: Placeholder, prompts: Iterable[str]) -> None:
