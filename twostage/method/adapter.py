@@ -1,0 +1,264 @@
+"""Adapters: a few added parameters learn, and the base's own weights keep their bits; PEFT makes and stores them.
+
+lora     W + (alpha / r) B A                                 arXiv 2106.09685
+rslora   W + (alpha / sqrt(r)) B A                           arXiv 2312.03732
+dora     as lora, with the norms of W's rows learned apart   arXiv 2402.09353
+loha     W + (alpha / r) (B1 A1) * (B2 A2), elementwise      arXiv 2108.06098
+lokr     W + (alpha / r) (C kron B A)                        arXiv 2309.14859
+oft      W R, R a rotation of blocks of inputs               arXiv 2306.07280
+boft     as oft, with a factor for each of W's rows          arXiv 2311.06243
+
+The last is BOFT of one butterfly factor. More of them need a CUDA extension, which PEFT compiles on the spot and, where
+it cannot, does without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    BOFTConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from peft.tuners.boft import layer as boft_layer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from twostage.errors import UserError
+from twostage.method.seeding import seeded
+from twostage.quiet import quiet
+from twostage.recipe import Adapter
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# What the names of `adapter.target_modules` stand for, beside the modules' own names and patterns.
+PRESETS = {
+    "attention": _ATTENTION,
+    "attention+ff": (*_ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "all": ("down_blocks.*", "mid_block.*", "up_blocks.*"),
+}
+TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+# PEFT's OFT answers wrongly on a larger convolution (it adds up overlapping patches), and a rotation of one has
+# (inputs * 9)^2 entries: half a gigabyte in each of Stable Diffusion's inner ones.
+_ROTATIONS = ("oft", "boft")
+
+
+def find_targets(net: nn.Module, kind: str, wanted: Sequence[str]) -> list[str]:
+    """The modules that get an adapter.
+
+    Args:
+        net: a U-Net or text encoder; on the meta device will do.
+        kind: of adapter.
+        wanted: keys of PRESETS, the modules' names or their ends ("to_k", "attn2.to_k"), or patterns ("up_blocks.*").
+            Presets and patterns mean those of the modules they match that the kind can adapt.
+
+    Returns:
+        Full names, in the net's order.
+
+    Raises:
+        UserError: one of `wanted` matches nothing, or by name a module that the kind cannot adapt.
+    """
+    modules = {name: module for name, module in net.named_modules() if name}
+    able = [name for name, module in modules.items() if _can_adapt(kind, module)]
+    chosen: set[str] = set()
+    for value in wanted:
+        by_name = [name for name in modules if _ends_with(name, value)]
+        for name in by_name:
+            if name not in able:
+                adapts = "Linear and 1x1 Conv2d" if kind in _ROTATIONS else "Linear and Conv2d"
+                raise UserError(
+                    f"adapter.target_modules: {value!r} is a {_describe(modules[name])} ({name}); "
+                    f"{kind} adapts {adapts}"
+                )
+        patterns = PRESETS.get(value, (value,))
+        found = {name for name in able if any(_ends_with(name, p) or fnmatchcase(name, p) for p in patterns)}
+        if not found:
+            raise UserError(
+                f"adapter.target_modules: {value!r} is no module of the {type(net).__name__} that {kind} can adapt"
+                + _nearest(value, able)
+            )
+        chosen |= found
+    return [name for name in able if name in chosen]
+
+
+def add_adapter(net: Any, options: Adapter, wanted: Sequence[str], seed: int) -> None:
+    """Give a net an adapter, in place; from then on nothing but the adapter requires a gradient.
+
+    At first it changes nothing that the net says. It is float32 whatever the net is.
+
+    Args:
+        net: a U-Net or text encoder, frozen, on the CPU.
+        options: the recipe's section.
+        wanted: as in `find_targets`.
+        seed: the fresh adapter is drawn from.
+
+    Raises:
+        UserError: `wanted` does not fit the net; see `find_targets`.
+    """
+    targets = find_targets(net, options.kind, wanted)
+    config = _config(options, targets, [net.get_submodule(name) for name in targets])
+    with seeded(seed), _no_compiler(), quiet():
+        get_peft_model(net, config)
+    net.eval()
+    for layer in _layers(net) if options.dropout else []:
+        layer.train()  # For its dropout; nothing else here knows the difference.
+
+
+def save_adapter(net: Any, folder: Path, base: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, as stock `PeftModel.from_pretrained` reads them.
+
+    Args:
+        net: that `add_adapter` was given.
+        folder: to write to; made where it is missing.
+        base: the name of the pretrained pipeline.
+    """
+    config = replace(
+        net.peft_config["default"],
+        base_model_name_or_path=base,
+        target_modules=sorted(net.peft_config["default"].target_modules),
+        inference_mode=True,
+    )
+    config.save_pretrained(folder)
+    tensors = get_peft_model_state_dict(net, save_embedding_layers=False)  # "auto" would ask the hub.
+    prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def merge_adapter(net: Any, folder: Path, scale: float = 1.0) -> Any:
+    """Write a saved adapter into a net's own weights, in place: W <- W + scale (W_adapted - W).
+
+    For lora, rslora, loha and lokr that is PEFT's `set_scale`; for the others, which have no scale of their own, it
+    interpolates between the base's weights and the adapted ones.
+
+    Args:
+        net: the base's, as it was before training.
+        folder: that `save_adapter` wrote.
+        scale: 0 leaves the net untouched, 1 is what was trained.
+
+    Raises:
+        UserError: the files are missing, broken, or of another net.
+    """
+    if scale == 0:
+        return net
+    model = _read(net, folder)
+    for layer in _layers(model):
+        before = layer.get_base_layer().weight.detach().clone()
+        layer.merge()
+        if scale != 1:
+            weight = layer.get_base_layer().weight.data
+            weight.copy_(torch.lerp(before, weight, scale))
+    return model.unload()
+
+
+def _read(net: nn.Module, folder: Path) -> PeftModel:
+    try:
+        # Where a file is missing here, PEFT would look for it on the hub.
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).stat()
+        with _no_compiler(), quiet():
+            return PeftModel.from_pretrained(net, folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        # The library has no common class for "this file is not what I expected".
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load the adapter in {folder}: {reason}; train it anew") from error
+
+
+def _config(options: Adapter, targets: list[str], modules: list[Any]) -> PeftConfig:
+    alpha = options.rank if options.alpha is None else options.alpha
+    match options.kind:
+        case "loha":
+            return LoHaConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
+        case "lokr":
+            return LoKrConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
+        case "oft":
+            return OFTConfig(oft_block_size=_block_size(options.rank, modules), target_modules=targets)
+        case "boft":
+            return BOFTConfig(
+                boft_block_size=_block_size(options.rank, modules),
+                boft_n_butterfly_factor=1,
+                boft_dropout=options.dropout,
+                target_modules=targets,
+            )
+        case kind:
+            return LoraConfig(
+                r=options.rank,
+                lora_alpha=alpha,
+                lora_dropout=options.dropout,
+                use_rslora=kind == "rslora",
+                use_dora=kind == "dora",
+                target_modules=targets,
+            )
+
+
+def _block_size(rank: int, modules: list[Any]) -> int:
+    """Side of the blocks that rotate: the largest up to 4 rank that divides the inputs of all modules.
+
+    At 4 rank, OFT has as many parameters as a square LoRA of that rank: in * 4r / 2 against r (in + out).
+
+    Raises:
+        UserError: there is none.
+    """
+    inputs = [module.in_features if isinstance(module, nn.Linear) else module.in_channels for module in modules]
+    common = math.gcd(*inputs)
+    size = max(side for side in range(1, 4 * rank + 1) if common % side == 0)
+    if size == 1:
+        raise UserError(
+            f"adapter.target_modules: modules of {min(inputs)} to {max(inputs)} inputs share no block to rotate; "
+            "choose fewer, or another adapter.kind"
+        )
+    return size
+
+
+def _can_adapt(kind: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return kind not in _ROTATIONS or module.kernel_size == (1, 1)
+    return isinstance(module, nn.Linear)
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith("." + end)
+
+
+def _describe(module: nn.Module) -> str:
+    kernel = "x".join(map(str, module.kernel_size)) + " " if isinstance(module, nn.Conv2d) else ""
+    return kernel + type(module).__name__
+
+
+def _nearest(value: str, names: list[str]) -> str:
+    """'; the nearest are ...' of the modules' names and their ends."""
+    parts = [name.split(".") for name in names]
+    ends = dict.fromkeys(".".join(part[start:]) for part in parts for start in reversed(range(len(part))))
+    near = get_close_matches(value, [*PRESETS, *ends], n=3, cutoff=0.4)
+    return f"; the nearest are {', '.join(near)}" if near else f"; presets are {', '.join(PRESETS)}"
+
+
+def _layers(net: nn.Module) -> list[Any]:
+    return [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """Within it, PEFT compiles no CUDA extension for BOFT: it would try once for every layer."""
+    found = boft_layer._FBD_CUDA
+    boft_layer._FBD_CUDA = False
+    try:
+        yield
+    finally:
+        boft_layer._FBD_CUDA = found
