@@ -1,0 +1,106 @@
+"""Tables of a recipe: what the user brings and what is saved. The stages' tables are in recipe_stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+def option(default: Any, help: str, *, unit: str = "", flags: tuple[str, ...] = (), **bounds: Any) -> Any:
+    """Declare a field of the recipe.
+
+    Args:
+        default: the value when neither flag nor recipe file gives one; `...` where there is none.
+        help: one sentence for `--help` and the documentation.
+        unit: "steps", "pixels", "images" ...; shown behind the help.
+        flags: short names users know from other trainers, beside the `--section.field` every field has.
+        bounds: pydantic's `ge`, `gt`, `le`, `lt`, `min_length` ...
+    """
+    return Field(default, description=help, json_schema_extra={"unit": unit, "flags": list(flags)}, **bounds)
+
+
+def short_names(field: FieldInfo) -> list[str]:
+    """The names users know an option by, beside the one that its place in the recipe gives it."""
+    extra = field.json_schema_extra
+    names = extra.get("flags", []) if isinstance(extra, dict) else []
+    assert isinstance(names, list)
+    return [str(name) for name in names]
+
+
+def unit(field: FieldInfo) -> str:
+    """What the option's number counts: "steps", "pixels" ..., or nothing."""
+    extra = field.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, and strict about names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """The photos, and what is said about them."""
+
+    photos: Path | None = option(None, "Folder with the 3 to 5 photos of the subject.", flags=("instance-data-dir",))
+    class_noun: str = option("", "What the subject is, in a word or two: backpack, stuffed animal.", flags=("class",))
+    resolution: int | None = option(
+        None,
+        "Side of the square training picture; the base's own when not given.",
+        unit="pixels",
+        flags=("resolution",),
+        ge=16,
+        le=4096,
+        multiple_of=8,
+    )
+    fit: Literal["crop", "pad"] = option("crop", "Centre crop to a square, or pad the short side.")
+    flip: bool = option(False, "Mirror half of the pictures; wrong for subjects with text or a left and right.")
+    caption: str = option(
+        "",
+        "One caption for all photos, with {} where token and class stand; the field's templates when empty. "
+        "A text file beside a photo (a.jpg, a.txt) always wins.",
+        flags=("instance-prompt",),
+    )
+
+
+class Token(Section):
+    """The placeholder token that stage 1 learns."""
+
+    placeholder: str = option("<rare>", "Name of the new token.", flags=("placeholder-token",), min_length=1)
+    num_vectors: int = option(1, "Embedding vectors the token stands for.", flags=("num-vectors",), ge=1, le=64)
+    initializer: str = option(
+        "",
+        "Word, or rare token of the vocabulary, whose embedding the new one starts from; of several tokens, "
+        "their mean; the mean of the whole vocabulary when empty.",
+        flags=("initializer-token", "init-word"),
+    )
+    role: Literal["adjective", "noun"] = option(
+        "adjective", "Adjective: 'a <rare> backpack'. Noun, as in Textual Inversion: 'a <rare>'."
+    )
+
+
+class Sample(Section):
+    """Pictures drawn at each checkpoint, with the same prompts and seeds every time."""
+
+    prompts: tuple[str, ...] = option(
+        ("a photo of a {} on the beach", "a photo of a {} in the snow"),
+        "Prompts, {} standing for token and class; may be given several times.",
+        flags=("validation-prompt",),
+    )
+    per_prompt: int = option(
+        2, "Pictures a prompt; 0 draws none.", unit="images", flags=("num-validation-images",), ge=0
+    )
+    num_inference_steps: int = option(25, "Denoising steps a picture.", unit="steps", ge=1, le=1000)
+    guidance_scale: float = option(7.5, "Weight of classifier-free guidance; 1 is off.", ge=0, le=100)
+
+
+class Checkpoints(Section):
+    """When progress is saved."""
+
+    every: int = option(
+        200, "Save after this many steps of a stage.", unit="steps", flags=("checkpointing-steps",), ge=1
+    )
+    keep: int = option(2, "Checkpoints kept; older ones go.", flags=("checkpoints-total-limit",), ge=1)
