@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from twostage.recipe_sections import Checkpoints, Data, Sample, Section, Token, short_names, unit
+from twostage.recipe_sections import Checkpoints, Data, Sample, Section, Token, option, short_names, unit
 from twostage.recipe_stages import Adapter, Prior, Stage, Stage1, Stage2
 
 __all__ = [
