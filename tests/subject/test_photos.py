@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from twostage.errors import UserError
-from twostage.subject.photos import MAX_MEGAPIXELS, find_photos, load_photo
+from twostage.subject.photos import find_photos, load_photo
+from twostage.subject.pictures import MAX_MEGAPIXELS
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
