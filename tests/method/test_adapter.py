@@ -18,11 +18,11 @@ from twostage.errors import UserError
 from twostage.families import load_base
 from twostage.method.adapter import (
     PRESETS,
-    TEXT_ENCODER_TARGETS,
     add_adapter,
     find_targets,
     merge_adapter,
     save_adapter,
+    target_modules,
 )
 from twostage.recipe import Adapter
 
@@ -126,7 +126,7 @@ def test_a_text_encoder_takes_an_adapter_too(tiny_base: Path, tmp_path: Path, ki
             return base.family.encode_text(base.tokenizer, encoder, ["a red backpack"])
 
     before = read(base.text_encoder)
-    add_adapter(base.text_encoder, Adapter(kind=kind), TEXT_ENCODER_TARGETS, seed=0)
+    add_adapter(base.text_encoder, Adapter(kind=kind), target_modules("text_encoder", Adapter()), seed=0)
     assert torch.equal(read(base.text_encoder), before)
     moved(base.text_encoder)
     trained = read(base.text_encoder)

@@ -5,6 +5,7 @@ A family is a module of this folder, found by its file name, that defines
     PIPELINE                 `_class_name` in the `model_index.json` of the folders it reads
     COMPONENTS, MODELS       sub-folders it needs, and those of them that hold weights
     load(folder, name)       one component, float32, in eval mode
+    outline(folder, name)    its modules without weights
     resolution(folder)       side of the pictures the base was trained on, in pixels, and the VAE's reduction
     encode_images            pixels -> mean and standard deviation of the scaled latents
     encode_text              prompts -> prompt states
@@ -65,6 +66,11 @@ class Base:
         if name not in self._loaded:
             self._loaded[name] = load_part(self.family, self.folder, name)
         return self._loaded[name]
+
+    def outline(self, name: str) -> Any:
+        """A component's modules, on the meta device: names and shapes before anything large is loaded."""
+        with quiet():
+            return self.family.outline(self.folder, name)
 
     @property
     def tokenizer(self) -> Any:

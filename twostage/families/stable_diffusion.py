@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from twostage.errors import UserError
 from twostage.quiet import quiet
@@ -37,6 +37,14 @@ def load(folder: Path, name: str) -> Any:
         folder / name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return model.requires_grad_(False).eval()
+
+
+def outline(folder: Path, name: str) -> Any:
+    """The net of a component with the names and shapes of its modules, and no weights: it is on the meta device."""
+    with torch.device("meta"):
+        if name == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(folder / name, local_files_only=True))
+        return _CLASSES[name].from_config(_CLASSES[name].load_config(folder / name, local_files_only=True))
 
 
 def resolution(folder: Path) -> tuple[int, int]:

@@ -53,11 +53,16 @@ PRESETS = {
     "attention+ff": (*_ATTENTION, "ff.net.0.proj", "ff.net.2"),
     "all": ("down_blocks.*", "mid_block.*", "up_blocks.*"),
 }
-TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 # PEFT's OFT answers wrongly on a larger convolution (it adds up overlapping patches), and a rotation of one has
 # (inputs * 9)^2 entries: half a gigabyte in each of Stable Diffusion's inner ones.
 _ROTATIONS = ("oft", "boft")
+
+
+def target_modules(component: str, options: Adapter) -> Sequence[str]:
+    """What `find_targets` is to look for in a component, "unet" or "text_encoder"."""
+    return options.target_modules if component == "unet" else _TEXT_ENCODER
 
 
 def find_targets(net: nn.Module, kind: str, wanted: Sequence[str]) -> list[str]:
@@ -98,6 +103,45 @@ def find_targets(net: nn.Module, kind: str, wanted: Sequence[str]) -> list[str]:
     return [name for name in able if name in chosen]
 
 
+def adapter_config(net: Any, options: Adapter, wanted: Sequence[str]) -> PeftConfig:
+    """PEFT's description of an adapter.
+
+    Args:
+        net: a U-Net or text encoder; on the meta device will do.
+        options: the recipe's section.
+        wanted: as in `find_targets`.
+
+    Raises:
+        UserError: `wanted` does not fit the net; see `find_targets`.
+    """
+    targets = find_targets(net, options.kind, wanted)
+    modules = [net.get_submodule(name) for name in targets]
+    alpha = options.rank if options.alpha is None else options.alpha
+    match options.kind:
+        case "loha":
+            return LoHaConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
+        case "lokr":
+            return LoKrConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
+        case "oft":
+            return OFTConfig(oft_block_size=_block_size(options.rank, modules), target_modules=targets)
+        case "boft":
+            return BOFTConfig(
+                boft_block_size=_block_size(options.rank, modules),
+                boft_n_butterfly_factor=1,
+                boft_dropout=options.dropout,
+                target_modules=targets,
+            )
+        case kind:
+            return LoraConfig(
+                r=options.rank,
+                lora_alpha=alpha,
+                lora_dropout=options.dropout,
+                use_rslora=kind == "rslora",
+                use_dora=kind == "dora",
+                target_modules=targets,
+            )
+
+
 def add_adapter(net: Any, options: Adapter, wanted: Sequence[str], seed: int) -> None:
     """Give a net an adapter, in place; from then on nothing but the adapter requires a gradient.
 
@@ -112,8 +156,7 @@ def add_adapter(net: Any, options: Adapter, wanted: Sequence[str], seed: int) ->
     Raises:
         UserError: `wanted` does not fit the net; see `find_targets`.
     """
-    targets = find_targets(net, options.kind, wanted)
-    config = _config(options, targets, [net.get_submodule(name) for name in targets])
+    config = adapter_config(net, options, wanted)
     with seeded(seed), _no_compiler(), quiet():
         get_peft_model(net, config)
     net.eval()
@@ -178,33 +221,6 @@ def _read(net: nn.Module, folder: Path) -> PeftModel:
         # The library has no common class for "this file is not what I expected".
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load the adapter in {folder}: {reason}; train it anew") from error
-
-
-def _config(options: Adapter, targets: list[str], modules: list[Any]) -> PeftConfig:
-    alpha = options.rank if options.alpha is None else options.alpha
-    match options.kind:
-        case "loha":
-            return LoHaConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
-        case "lokr":
-            return LoKrConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
-        case "oft":
-            return OFTConfig(oft_block_size=_block_size(options.rank, modules), target_modules=targets)
-        case "boft":
-            return BOFTConfig(
-                boft_block_size=_block_size(options.rank, modules),
-                boft_n_butterfly_factor=1,
-                boft_dropout=options.dropout,
-                target_modules=targets,
-            )
-        case kind:
-            return LoraConfig(
-                r=options.rank,
-                lora_alpha=alpha,
-                lora_dropout=options.dropout,
-                use_rslora=kind == "rslora",
-                use_dora=kind == "dora",
-                target_modules=targets,
-            )
 
 
 def _block_size(rank: int, modules: list[Any]) -> int:

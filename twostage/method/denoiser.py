@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from twostage.families import Base
+from twostage.method.adapter import add_adapter, target_modules
 from twostage.method.examples import Batch
 from twostage.method.loss import denoising_loss
-from twostage.recipe import Stage2
+from twostage.method.seeding import seeded
+from twostage.quiet import quiet
+from twostage.recipe import Adapter, Stage2
 
 # Prompts a forward pass of the text encoder; fixed, so that a prompt's states do not depend on the run's length.
 _CHUNK = 16
@@ -20,22 +23,41 @@ _CHUNK = 16
 
 def whole_parts(options: Stage2) -> tuple[str, ...]:
     """The components that stage 2 trains whole: those that a run folder holds in place of the base's."""
+    return _parts(options) if options.train == "unet" else ()
+
+
+def adapted_parts(options: Stage2) -> tuple[str, ...]:
+    """The components that stage 2 trains an adapter for: a run folder holds the adapters."""
+    return _parts(options) if options.train == "adapter" else ()
+
+
+def _parts(options: Stage2) -> tuple[str, ...]:
     return ("unet", "text_encoder") if options.train_text_encoder else ("unet",)
 
 
-def open_for_training(base: Base, name: str, options: Stage2) -> Any:
+def open_for_training(base: Base, name: str, options: Stage2, adapter: Adapter | None = None, seed: int = 0) -> Any:
     """Let learn what the recipe says of one component, "unet" or "text_encoder": the one place that decides it.
+
+    Args:
+        base: holds the component.
+        name: of the component.
+        options: of the stage.
+        adapter: what is added to the components of `adapted_parts`; drawn from `seed`.
 
     Returns:
         The component; `trains` tells whether anything in it learns.
     """
     component = getattr(base, name)
-    if name not in whole_parts(options):
+    if name in whole_parts(options):
+        component.requires_grad_(True)
+        if name == "text_encoder":
+            # Learned embeddings stay as they are; and the table with its optimizer state would be as large as the rest.
+            component.get_input_embeddings().requires_grad_(False)
+    elif name in adapted_parts(options):
+        assert adapter is not None
+        add_adapter(component, adapter, target_modules(name, adapter), seed)
+    else:
         return component
-    component.requires_grad_(True)
-    if name == "text_encoder":
-        # Learned embeddings stay as they are; and the table with its optimizer state would be as large as the rest.
-        component.get_input_embeddings().requires_grad_(False)
     if options.gradient_checkpointing:
         checkpoint_gradients(component)
     return component
@@ -64,16 +86,17 @@ class DenoiserLearner(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,)."""
         prior = batch.prior.question(self._noise_scheduler) if batch.prior else None
-        states = self.text(batch.prompts + (batch.prior.prompts if batch.prior else []))
-        return denoising_loss(
-            partial(self._family.predict, self.unet, states=states.to(batch.latents.device)),
-            self._noise_scheduler,
-            batch.latents,
-            batch.noise,
-            batch.timesteps,
-            prior=prior,
-            prior_weight=self._prior_weight,
-        )
+        with seeded(*batch.address):
+            states = self.text(batch.prompts + (batch.prior.prompts if batch.prior else []))
+            return denoising_loss(
+                partial(self._family.predict, self.unet, states=states.to(batch.latents.device)),
+                self._noise_scheduler,
+                batch.latents,
+                batch.noise,
+                batch.timesteps,
+                prior=prior,
+                prior_weight=self._prior_weight,
+            )
 
 
 class EncodedText(nn.Module):
@@ -121,7 +144,8 @@ def checkpoint_gradients(component: Any) -> None:
     if hasattr(component, "enable_gradient_checkpointing"):
         component.enable_gradient_checkpointing()
         return
-    component.gradient_checkpointing_enable({"use_reentrant": False})
+    with quiet():
+        component.gradient_checkpointing_enable({"use_reentrant": False})
     for module in component.modules():
         if getattr(module, "gradient_checkpointing", False):
             # transformers checkpoints in training mode alone; what is inside stays in eval mode, without dropout.

@@ -51,6 +51,7 @@ class Batch:
         timesteps: (B,) int64 in [0, num_train_timesteps).
         prompts: B of them.
         prior: B prior samples, where there is a prior.
+        address: what nets draw by themselves for these samples, such as dropout, is drawn from.
     """
 
     latents: Tensor
@@ -58,6 +59,7 @@ class Batch:
     timesteps: Tensor
     prompts: list[str]
     prior: PriorBatch | None = None
+    address: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         return replace(
@@ -116,7 +118,13 @@ class Examples:
         """
         samples = [self._sample(stage, step, row, rows_per_step) for row in rows]
         latents, noise, timesteps, prompts = zip(*samples, strict=True)
-        return Batch(torch.stack(latents), torch.stack(noise), torch.tensor(timesteps), list(prompts))
+        return Batch(
+            torch.stack(latents),
+            torch.stack(noise),
+            torch.tensor(timesteps),
+            list(prompts),
+            address=(self.seed, stage, step, rows.start),
+        )
 
     def _sample(self, stage: int, step: int, row: int, rows_per_step: int) -> tuple[Tensor, Tensor, int, str]:
         choices = np.random.default_rng([self.stream + _CHOICES, self.seed, stage, step, row])

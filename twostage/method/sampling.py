@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.families import Base
@@ -73,7 +74,13 @@ def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], options: Sample, side: int
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    options: Sample,
+    side: int,
+    *,
+    together: int = _TOGETHER,
 ) -> list[Image.Image]:
     """One picture for each prompt and its seed.
 
@@ -85,13 +92,14 @@ def draw(
         prompts, seeds: equally many.
         options: denoising steps and guidance scale.
         side: of the pictures, in pixels.
+        together: pictures a batch.
     """
     pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), _TOGETHER):
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + _TOGETHER]]
-        with quiet():
+    for start in range(0, len(prompts), together):
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + together]]
+        with quiet(), _in_eval_mode(pipeline):
             pictures += pipeline(
-                list(prompts[start : start + _TOGETHER]),
+                list(prompts[start : start + together]),
                 generator=generators,
                 num_inference_steps=options.num_inference_steps,
                 guidance_scale=options.guidance_scale,
@@ -99,6 +107,20 @@ def draw(
                 width=side,
             ).images
     return pictures
+
+
+@contextmanager
+def _in_eval_mode(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+    """Within it, nothing is dropped out, though the nets may be in training."""
+    nets = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+    training = [module for net in nets for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
