@@ -86,16 +86,18 @@ class Session:
         self._seconds = dict(self.folder.facts.get("seconds", {}))
         return not self.folder.finished
 
-    def begin(self, base: Base, photos: list[Photo]) -> None:
+    def begin(self, base: Base, photos: list[Photo], class_images: list[Photo]) -> None:
         """Write the first files of a new run, or find where an interrupted one stood.
 
         Raises:
-            UserError: base or photos are not those the run was begun with; the folder cannot be written.
+            UserError: base, photos or the user's class images are not those the run was begun with; the folder cannot
+                be written.
         """
         identity = {
             "base": {"name": base.source, "sha256": base.content_hash},
             "processes": self.accelerator.num_processes,
-            "photos": [{"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption} for photo in photos],
+            "photos": [_identity(photo) for photo in photos],
+            "class_images": [_identity(picture) for picture in class_images],
         }
         step = 0
         if self._resumes:
@@ -235,6 +237,10 @@ def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelera
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
     return accelerator
+
+
+def _identity(photo: Photo) -> dict[str, Any]:
+    return {"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption}
 
 
 def _versions() -> dict[str, str]:

@@ -58,9 +58,7 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
         UserError: the placeholder already is a word, or holds white space, or its vectors' names are taken; the
             initializer holds no token.
     """
-    tokens = [token.placeholder] + [f"{token.placeholder}_{i}" for i in range(1, token.num_vectors)]
-    _check_name(token.placeholder, token.num_vectors)
-    _check_free(tokenizer, token.placeholder, tokens)
+    tokens = check_placeholder(tokenizer, token.placeholder, token.num_vectors)
     start, notes = _initial(tokenizer, embedding_table(text_encoder), token.initializer)
     if token.placeholder.isalnum():
         notes.append(
@@ -75,6 +73,18 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
     with torch.no_grad():
         embedding_table(text_encoder)[ids] = start
     return Placeholder(token.placeholder, ids, tokens, vocabulary, table_rows, notes)
+
+
+def check_placeholder(tokenizer: CLIPTokenizer, name: str, num_vectors: int = 1) -> list[str]:
+    """The names of a new token's vectors, where `name` can be that of a new token.
+
+    Raises:
+        UserError: it already is a word, or holds white space, or its vectors' names are taken.
+    """
+    tokens = [name] + [f"{name}_{i}" for i in range(1, num_vectors)]
+    _check_name(name, num_vectors)
+    _check_free(tokenizer, name, tokens)
+    return tokens
 
 
 def drop_placeholder(text_encoder: CLIPTextModel, placeholder: Placeholder) -> None:
@@ -97,6 +107,47 @@ def check_prompts(tokenizer: CLIPTokenizer, placeholder: Placeholder, prompts: I
                 f"{len(lost)} of the {len(placeholder.tokens)} vectors of {placeholder.name} fall off; shorten it, "
                 "move the token to the front, or lower token.num_vectors"
             )
+
+
+def check_word(tokenizer: CLIPTokenizer, word: str, prompts: Iterable[str]) -> list[str]:
+    """Make sure that a word of the vocabulary can stand for the subject.
+
+    Returns:
+        What the user should be told, a sentence each.
+
+    Raises:
+        UserError: it holds no token, or falls off the end of a prompt.
+    """
+    ids = _ids(tokenizer, word)
+    if not ids:
+        raise UserError(f"the token {word!r} is none of the vocabulary; choose a rare word that is, such as sks")
+    for prompt in prompts:
+        if not set(ids) <= set(tokenizer(prompt, truncation=True).input_ids):
+            raise UserError(
+                f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens the text encoder reads: "
+                f"{word} falls off; shorten it, or move {word} to the front"
+            )
+    if len(ids) == 1:
+        return []
+    return [
+        f"the token {word!r} is {len(ids)} tokens of the vocabulary ({_pieces(tokenizer, ids)}); one that stays whole, "
+        "such as sks, binds to a subject more easily"
+    ]
+
+
+def is_in(tokenizer: CLIPTokenizer, word: str, prompt: str) -> bool:
+    """Whether the tokens of a word follow each other somewhere in a prompt."""
+    ids, read = _ids(tokenizer, word), _ids(tokenizer, prompt)
+    return any(read[start : start + len(ids)] == ids for start in range(len(read)))
+
+
+def _ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _pieces(tokenizer: CLIPTokenizer, ids: list[int]) -> str:
+    return ", ".join(repr(str(tokenizer.decode([i])).strip()) for i in ids)
 
 
 def embedding_table(text_encoder: CLIPTextModel) -> Tensor:
@@ -209,7 +260,7 @@ def _initial(tokenizer: CLIPTokenizer, table: Tensor, initializer: str) -> tuple
         raise UserError(f"the initializer {initializer!r} holds no token; give a word, or leave it empty for the mean")
     if len(ids) == 1:
         return rows[ids[0]].clone(), []
-    pieces = ", ".join(repr(str(tokenizer.decode([i])).strip()) for i in ids)
+    pieces = _pieces(tokenizer, ids)
     note = f"the initializer {initializer!r} is {len(ids)} tokens ({pieces}); starting from their mean"
     return rows[ids].float().mean(dim=0).to(rows.dtype), [note]
 

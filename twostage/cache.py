@@ -1,0 +1,77 @@
+"""The cache: what was computed once, can be computed again, and may be deleted at any time.
+
+$TWOSTAGE_CACHE, else $XDG_CACHE_HOME/twostage, else ~/.cache/twostage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twostage.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where the cache is, whether or not it is there yet."""
+    if own := os.environ.get("TWOSTAGE_CACHE"):
+        return Path(os.path.expanduser(own))
+    # By the specification, a relative XDG_CACHE_HOME counts as none.
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(shared if os.path.isabs(shared) else os.path.expanduser("~/.cache")) / "twostage"
+
+
+class Shelf:
+    """A folder of the cache with numbered files that depend on the same facts.
+
+    The folder's name is a hash of the facts: other facts, another folder, so nothing in it is ever stale.
+
+    Args:
+        kind: of files; a folder of the cache.
+        suffix: of every file's name.
+        facts: all that the files depend on but their number; JSON.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, kind: str, suffix: str, facts: dict[str, Any]) -> None:
+        self._facts = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False)
+        self.path = cache_folder() / kind / hashlib.sha256(self._facts.encode()).hexdigest()[:32]
+        self._suffix = suffix
+
+    def file(self, index: int) -> Path:
+        """The file of that number, whether or not it is there."""
+        return self.path / f"{index:06d}{self._suffix}"
+
+    def missing(self, count: int, whole: Callable[[Path], bool]) -> list[int]:
+        """Which of the first `count` files are not there, or not `whole`."""
+        return [index for index in range(count) if not whole(self.file(index))]
+
+    def put(self, index: int, data: bytes) -> None:
+        """Write a file; it is there whole or not at all, whoever else writes it at the same time.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not (self.path / "facts.json").is_file():
+            self._write(self.path / "facts.json", self._facts.encode())  # For people: nothing reads it.
+        self._write(self.file(index), data)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; make room, or set TWOSTAGE_CACHE to another folder. What the "
+                "cache holds already stays usable"
+            ) from error

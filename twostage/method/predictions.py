@@ -1,0 +1,162 @@
+"""Prior samples without pictures: what the untouched base predicts on its way from noise to the class.
+
+The tuned denoiser's predictions are held to the base's, as drift correction (arXiv 2410.14159) does with a frozen copy
+beside it; here the base's are computed once, before training, and read from the cache. No second U-Net is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMParallelScheduler, DDPMScheduler
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from twostage.errors import UserError
+from twostage.method.class_samples import ClassSamples, Making, address, in_batches, torch_seed
+from twostage.method.examples import PRIOR, in_turn
+from twostage.method.loss import Question
+from twostage.quiet import quiet
+
+# Beside the streams of prior samples in training.
+_WALKING = PRIOR + 9
+
+_PARTS = ("noisy", "timesteps", "predictions")
+
+
+@dataclass(frozen=True)
+class PredictedBatch:
+    """Prior samples for which the base's own prediction is the target.
+
+    Attributes:
+        asked: noisy latents (B, C, h, w), timesteps (B,), predictions (B, C, h, w).
+        prompts: B of them.
+    """
+
+    asked: Question
+    prompts: list[str]
+
+    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+        """What the base was asked, and answered."""
+        return self.asked
+
+    def to(self, device: torch.device) -> PredictedBatch:
+        """The same on a device."""
+        asked = self.asked
+        return replace(
+            self, asked=Question(asked.noisy.to(device), asked.timesteps.to(device), asked.target.to(device))
+        )
+
+
+def prepare_predictions(making: Making) -> ClassSamples:
+    """The base's predictions along paths from noise to the class; computed where the cache has none.
+
+    Path i depends on the seed and i (but for the rounding of larger batches), so a larger count adds paths.
+
+    Args:
+        making: what they depend on; `num_class_images` paths of `states_per_path` states.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    options, seed = making.options, making.seed
+    paths, states = options.num_class_images, options.states_per_path
+    shelf = making.shelf("predictions", ".safetensors", states_per_path=states)
+    making.fill(
+        shelf, lambda path: _whole(path, states), paths, lambda missing: _compute(making, missing), "class predictions"
+    )
+    size = sum(shelf.file(index).stat().st_size for index in range(paths))
+    making.display.say(f"{paths} paths of {states} predictions, {size / 1e6:.0f} MB, are read from {shelf.path}")
+
+    def batch(stage: int, step: int, rows: range, rows_per_step: int) -> PredictedBatch:
+        shown = [in_turn(PRIOR, seed, stage, step * rows_per_step + row, paths * states) for row in rows]
+        read = [_read(shelf.file(one // states), one % states) for one in shown]
+        noisy, timesteps, predictions = (torch.stack(parts) for parts in zip(*read, strict=True))
+        return PredictedBatch(Question(noisy.float(), timesteps, predictions.float()), [making.prompt] * len(rows))
+
+    return ClassSamples([making.prompt], batch)
+
+
+def _whole(path: Path, states: int) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return all(file.get_slice(name).get_shape()[0] == states for name in _PARTS)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, timestep and prediction; the rest of the file stays on disk."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            noisy, timesteps, predictions = (file.get_slice(part)[state] for part in _PARTS)
+            return noisy, timesteps, predictions
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path} any more ({error}); go on with --resume, which makes it again") from error
+
+
+@torch.no_grad()
+def _compute(making: Making, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    base, options, device = making.base, making.options, making.accelerator.device
+    text_encoder = base.text_encoder.to(device)
+    with quiet():
+        base.unet.to(device)
+    states = base.family.encode_text(base.tokenizer, text_encoder, ["", making.prompt])
+    for together in in_batches(indices, options.sample_batch_size):
+        with making.accelerator.autocast():
+            paths = _walk(making, together, states)
+        for index, tensors in zip(together, paths, strict=True):
+            yield index, save(tensors)
+
+
+def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[str, Tensor]]:
+    """Paths from noise to picture, DDIM's (arXiv 2010.02502) through the base's own noise levels.
+
+    Each begins at another level close to the highest, so that together they pass every level.
+
+    Args:
+        making: what they depend on.
+        indices: of the paths, B of them.
+        states: of the empty prompt and of the class prompt, (2, tokens, D).
+
+    Returns:
+        For each path: noisy (S, C, h, w) and predictions (S, C, h, w) of the class prompt, float16; timesteps (S,).
+    """
+    base, options = making.base, making.options
+    steps, device = options.num_inference_steps, states.device
+    levels = base.noise_scheduler.config.num_train_timesteps
+    scheduler = DDIMParallelScheduler.from_config(
+        base.noise_scheduler.config, clip_sample=False, thresholding=False, set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(steps)
+    stride = levels // steps
+    shape = (base.unet.config.in_channels,) + (making.side // base.reduction,) * 2
+    starts, kept, noisy = [], [], []
+    for index in indices:
+        draws = np.random.default_rng(address(_WALKING, making.seed, index))
+        starts.append(levels - 1 - int(draws.integers(levels - stride * (steps - 1))))
+        edges = [steps * k // options.states_per_path for k in range(options.states_per_path + 1)]
+        kept.append({int(draws.integers(low, high)) for low, high in pairwise(edges)})
+        noise = torch.Generator().manual_seed(torch_seed(address(_WALKING, making.seed, index)))
+        noisy.append(torch.randn(shape, generator=noise))
+    latents, rows = torch.stack(noisy).to(device), len(indices)
+    prompts = torch.cat([states[:1].expand(rows, -1, -1), states[1:].expand(rows, -1, -1)])
+    paths: list[list[tuple[Tensor, ...]]] = [[] for _ in indices]
+    for step in range(steps):
+        timesteps = torch.tensor(starts, device=device) - step * stride
+        output = base.family.predict(base.unet, torch.cat([latents] * 2), torch.cat([timesteps] * 2), prompts)
+        without, prediction = output.float().chunk(2)
+        for row in (row for row in range(rows) if step in kept[row]):
+            paths[row].append((latents[row].half().cpu(), timesteps[row].cpu(), prediction[row].half().cpu()))
+        guided = without + options.guidance_scale * (prediction - without)
+        latents = scheduler.batch_step_no_noise(guided, timesteps, latents)
+    return [
+        {part: torch.stack(tensors) for part, tensors in zip(_PARTS, zip(*path, strict=True), strict=True)}
+        for path in paths
+    ]
