@@ -31,6 +31,10 @@ def generate(
     guidance: Annotated[
         float, typer.Option("--guidance", "--guidance-scale", help="Weight of the prompt; 1 is off.", min=0, max=100)
     ] = 7.5,
+    adapter_scale: Annotated[
+        float,
+        typer.Option(help="How far a trained adapter moves the base: 0 not at all, 1 as trained.", min=0, max=2),
+    ] = 1.0,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", "--output-dir", help="Folder for the pictures; RUN/generated when not given."),
@@ -55,8 +59,18 @@ def generate(
 
     from twostage import run as verbs  # imports torch
 
-    pictures = verbs.generate(run, prompt, count=count, seed=seed, num_inference_steps=steps, guidance_scale=guidance)
+    pictures = verbs.generate(
+        run,
+        prompt,
+        count=count,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        adapter_scale=adapter_scale,
+    )
     facts = {"prompt": prompt, "steps": str(steps), "guidance": str(guidance)}
+    if adapter_scale != 1:
+        facts["adapter scale"] = str(adapter_scale)
     for path in _save(pictures, folder, seed, facts):
         typer.echo(path)
 
