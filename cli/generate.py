@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `twostage train` made.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder that `twostage train` made, or a delta of it.")
+    ],
     prompt: Annotated[
         str,
         typer.Argument(
@@ -44,13 +46,13 @@ def generate(
 
     Pictures are numbered on from what the folder holds: none is overwritten.
     """
-    if not os.path.isdir(run):  # False, where run.is_dir() is a PermissionError
+    if not os.path.exists(run):  # False, where run.exists() is a PermissionError
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
     if not prompt.strip():
         raise UserError("PROMPT is empty: say what to draw, as in 'a photo of a {} on the beach'")
     if any("\ud800" <= character <= "\udfff" for character in prompt):  # what bytes that are no text become
         raise UserError("PROMPT is not valid UTF-8 text")
-    folder = output or run / "generated"
+    folder = output or (run.parent if os.path.isfile(run) else run) / "generated"
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is a file; --output wants a folder")
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))

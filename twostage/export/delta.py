@@ -1,0 +1,160 @@
+"""What the run changed, and nothing else: one file that, with the same base, is the run again.
+
+Tensors   unet.NAME, text_encoder.NAME     of the weights that changed: the difference from the base's in half
+                                            precision, the value itself in float32, which gives back every bit
+          adapter.COMPONENT.NAME            of an adapter, in PEFT's names
+          embedding.TOKEN                   of a learned token, (num_vectors, D) float32
+Metadata  twostage_delta                    JSON: base and its content hash, recipe.toml, adapters' configurations
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from twostage.errors import UserError
+from twostage.export import Options, Source, Written
+from twostage.export.shared.files import cast, main_file, save, without_tokens
+from twostage.families import load_base
+from twostage.quiet import quiet
+from twostage.recipe_file import dump_recipe, load_recipe
+from twostage.run_folder import RunFolder
+from twostage.subject.tokens import embedding_file_name, save_embedding
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SUMMARY = "what changed, against the base's content hash: for twostage itself"
+OPTIONS = ("dtype",)
+
+_COMPONENTS = ("unet", "text_encoder")
+_METADATA = "twostage_delta"
+_ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def check(source: Source, options: Options) -> None:
+    """Refuse a run whose base is not what it was.
+
+    Raises:
+        UserError: the base's files changed since.
+    """
+    run = RunFolder(source.folder)
+    run.open()
+    trained_on, base = run.facts["base"]["sha256"], source.base
+    if trained_on != base.content_hash:
+        raise UserError(
+            f"run {source.name} was trained on base {base.source!r} of sha256 {trained_on[:12]}, and there it is "
+            f"{base.content_hash[:12]} now: a delta to it would be wrong; export the run whole with --to diffusers"
+        )
+
+
+def write(source: Source, options: Options, folder: Path) -> Written:
+    """The one file."""
+    whole = [name for name in _COMPONENTS if (source.folder / name).is_dir()]
+    tensors = {f"embedding.{name}": rows.cpu().float().contiguous() for name, rows in source.embeddings.items()}
+    for component, path in source.adapters.items():
+        for name, value in load_file(path / _ADAPTER).items():
+            tensors[f"adapter.{component}.{name}"] = cast(value, name, options)
+    for component in whole:
+        for name, value, before in _changed(source, component):
+            stored = value if options.precision == "float32" else value - before
+            tensors[f"{component}.{name}"] = cast(stored, name, options)
+    facts = {
+        "base": {"name": source.base.source, "sha256": source.base.content_hash},
+        "recipe": dump_recipe(source.recipe),
+        "whole": whole,
+        "differences": options.precision != "float32",
+        "adapters": {
+            component: json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+            for component, path in source.adapters.items()
+        },
+    }
+    file = main_file(source, folder)
+    save(tensors, file, **{_METADATA: json.dumps(facts)})
+    return Written([f'draw with it: twostage generate {{folder}}/{file.name} "{source.prompt}"'])
+
+
+def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+    """The base with the file's changes in it."""
+    return source.reload(unpack(main_file(source, folder)))
+
+
+def unpack(file: Path) -> Path:
+    """Make a run folder of a delta, in a temporary place that is removed when the program ends.
+
+    Raises:
+        UserError: it is no delta, or one of another base.
+    """
+    facts, tensors = _read(file)
+    folder = Path(tempfile.mkdtemp(prefix="twostage-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        _unpack(file, facts, tensors, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack {file} to {folder}: {error.strerror}; make room there, or set TMPDIR"
+        ) from error
+    return folder
+
+
+def _unpack(file: Path, facts: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+    (folder / "recipe.toml").write_text(facts["recipe"], encoding="utf-8")
+    base = load_base(load_recipe(str(folder / "recipe.toml")).base)
+    theirs = facts["base"]
+    if base.content_hash != theirs["sha256"]:
+        raise UserError(
+            f"{file} is a delta to base {theirs['name']!r} of sha256 {theirs['sha256'][:12]}, and base {base.source!r} "
+            f"here is {base.content_hash[:12]}; get the base it was trained on"
+        )
+    (folder / "run.json").write_text(json.dumps({"finished": True, "base": theirs}), encoding="utf-8")
+    for name, rows in _part(tensors, "embedding").items():
+        save_embedding(folder / "embedding" / embedding_file_name(name), name, rows)
+    for component, config in facts["adapters"].items():
+        place = folder / "adapter" / component
+        place.mkdir(parents=True)
+        (place / _CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        adapter = {name: value.float() for name, value in _part(tensors, f"adapter.{component}").items()}
+        save_file(adapter, place / _ADAPTER, metadata={"format": "pt"})
+    for component in facts["whole"]:
+        net = getattr(base, component)
+        state = net.state_dict()
+        for name, value in _part(tensors, component).items():
+            state[name] = state[name] + value.float() if facts["differences"] else value
+        net.load_state_dict(state)
+        with quiet():
+            net.save_pretrained(folder / component)
+        base.release(component)
+
+
+def _changed(source: Source, component: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, value and the base's value of every tensor that training changed."""
+    tuned = without_tokens(source) if component == "text_encoder" else source.pipeline.unet
+    before = getattr(source.base, component).state_dict()
+    for name, value in tuned.state_dict().items():
+        if not torch.equal(value.cpu(), before[name]):
+            yield name, value.cpu(), before[name]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})[_METADATA])
+        return facts, load_file(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} is no delta of a run ({type(error).__name__}); `twostage export RUN --to delta` makes one"
+        ) from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

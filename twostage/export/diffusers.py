@@ -1,0 +1,47 @@
+"""A whole pipeline folder: `StableDiffusionPipeline.from_pretrained(FOLDER)` alone draws the subject by its token."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from twostage.export import Options, Source, Written
+from twostage.export.shared.files import cast
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SUMMARY = "a whole pipeline folder, the token in its vocabulary"
+OPTIONS = ("dtype",)
+
+
+def check(source: Source, options: Options) -> None:
+    """Every run can be a pipeline folder."""
+
+
+def write(source: Source, options: Options, folder: Path) -> Written:
+    """The pipeline in diffusers' layout, tokens in tokenizer and text encoder."""
+    stored = copy.deepcopy(source.pipeline).to("cpu")
+    for name in source.base.family.MODELS:
+        model = getattr(stored, name)
+        for key, value in model.state_dict().items():
+            cast(value, f"{name}.{key}", options)
+    stored.to(getattr(torch, options.precision)).save_pretrained(folder, safe_serialization=True)
+    config = folder / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    # transformers would compute in the precision of the file, diffusers in float32, and the two not fit together.
+    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    return Written(
+        [f'load it with: StableDiffusionPipeline.from_pretrained("{{folder}}"), and prompt {source.prompt!r}']
+    )
+
+
+def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+    """The folder as its users load it."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)

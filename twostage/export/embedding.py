@@ -1,0 +1,50 @@
+"""The learned token alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twostage.errors import UserError
+from twostage.export import Options, Source, Written
+from twostage.export.shared.files import load_embeddings, save_embeddings, without_tokens
+from twostage.method.sampling import assemble
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SUMMARY = "the learned token alone"
+OPTIONS = ("naming",)
+
+
+def check(source: Source, options: Options) -> None:
+    """Refuse a run that learned no token.
+
+    Raises:
+        UserError: it did not.
+    """
+    if not source.embeddings:
+        raise UserError(
+            f"run {source.name} learned no token: its recipe has no [stage1]; export what it tuned with "
+            "--to diffusers, a1111, comfyui or lora"
+        )
+
+
+def write(source: Source, options: Options, folder: Path) -> Written:
+    """A file for each token."""
+    usage = []
+    for name, file in save_embeddings(source, options, folder).items():
+        token = "" if options.naming == "diffusers" else f', token="{name}"'
+        usage += [
+            f"{file.name}: for A1111 to embeddings/, and write {file.stem} for {name}",
+            f"{file.name}: for ComfyUI to models/embeddings/, and write embedding:{file.stem} for {name}",
+            f'with diffusers: pipe.load_textual_inversion("{{folder}}/{file.name}"{token})',
+        ]
+    return Written(usage)
+
+
+def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+    """The run's other components, and the token from its file."""
+    pipeline = assemble(source.base, unet=source.pipeline.unet, text_encoder=without_tokens(source))
+    load_embeddings(pipeline, source, options, folder)
+    return pipeline

@@ -1,0 +1,174 @@
+"""A LoRA: the run's own, or one extracted from whatever the run changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from twostage.errors import UserError
+from twostage.export import Options, Source, Written
+from twostage.export.shared.files import (
+    EMBEDDINGS,
+    cast,
+    load_embeddings,
+    main_file,
+    save,
+    save_embeddings,
+)
+from twostage.export.shared.low_rank import changes, factorise, measure_loss
+from twostage.export.shared.original import is_stable_diffusion_2
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SUMMARY = "a LoRA, the run's own or one of --rank extracted from it, the token beside it"
+OPTIONS = ("dtype", "naming", "rank")
+
+_COMPONENTS = ("unet", "text_encoder")
+_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+# What PEFT calls one, in adapter_config.json.
+_LORA = "LORA"
+
+
+def check(source: Source, options: Options) -> None:
+    """Refuse a run that no LoRA can be made of.
+
+    Raises:
+        UserError: it changed no weights, needs a rank or got a useless one, or its adapter is no LoRA.
+    """
+    if source.recipe.stage2 is None:
+        raise UserError(f"run {source.name} tuned no weights: its recipe has no [stage2]; use --to embedding")
+    largest = max(min(weight.flatten(1).shape) for _, weight in _weights(source.pipeline.unet))
+    if options.rank is not None and not 1 <= options.rank <= largest:
+        raise UserError(
+            f"--rank {options.rank}: must be from 1 to {largest}, the full rank of the U-Net's largest layer; "
+            "4 to 128 are usual"
+        )
+    if options.rank is None and not source.adapters:
+        raise UserError(
+            f"run {source.name} tuned whole weights, which are no LoRA: give the --rank of one to extract from them, "
+            "such as --rank 32, or export them as they are with --to a1111, comfyui or diffusers"
+        )
+    for folder in source.adapters.values() if options.rank is None else ():
+        kind = _kind(_config(folder))
+        if kind != _LORA.lower() and (kind, options.naming) != ("dora", "diffusers"):
+            way = "--naming diffusers, which has names for it, " if kind == "dora" else ""
+            raise UserError(
+                f"run {source.name} trained a {kind} adapter, which these files have no names for: give {way}"
+                "a --rank to extract a LoRA from it, or export it merged with --to a1111, comfyui or diffusers"
+            )
+
+
+def write(source: Source, options: Options, folder: Path) -> Written:
+    """The LoRA, and embeddings/ with a file for each token."""
+    tensors: dict[str, Tensor] = {}
+    for name in _COMPONENTS:
+        found = _stored(source, name) if options.rank is None else _extracted(source, name, options.rank)
+        for module, factors in found:
+            tensors.update(_named(name, module, factors, options.naming or "kohya"))
+    if not tensors:
+        raise UserError(f"run {source.name} changed no linear layer and no convolution: there is nothing for a LoRA")
+    rank = next(len(value) for name, value in tensors.items() if name.endswith((".lora_down.weight", ".lora_A.weight")))
+    metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    # A1111 offers a LoRA with the models of its version alone.
+    metadata["ss_v2"] = str(is_stable_diffusion_2(source.pipeline.text_encoder))
+    file = main_file(source, folder)
+    stored = {name: cast(value, name, options) for name, value in tensors.items()}
+    save(stored, file, **(metadata if options.naming != "diffusers" else {}))
+    usage = [f"{file.name}: rank {rank}; for A1111 to models/Lora/, for ComfyUI to models/loras/"]
+    for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
+        usage += [f"{EMBEDDINGS}/{embedding.name}: the token {name}; without it the LoRA has not all of the subject"]
+    usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")']
+    if options.rank is not None:
+        usage += [*_report(source, load(source, options, folder))]
+    return Written(usage, exact=options.rank is None)
+
+
+def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+    """The base with the LoRA merged into it and the tokens, by stock diffusers."""
+    pipeline = source.base.family.build_pipeline(source.base.folder)
+    pipeline.load_lora_weights(str(main_file(source, folder)))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    load_embeddings(pipeline, source, options, folder / EMBEDDINGS)
+    return pipeline
+
+
+def _stored(source: Source, component: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Factors of the run's own LoRA by module, its scale multiplied in: readers differ in where they look for it."""
+    if component not in source.adapters:
+        return
+    folder = source.adapters[component]
+    config = _config(folder)
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
+    state = load_file(folder / "adapter_model.safetensors")
+    for name, down in state.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        module = name.removesuffix(".lora_A.weight")
+        factors = {"down": down, "up": state[f"{module}.lora_B.weight"] * scale}
+        if f"{module}.lora_magnitude_vector" in state:
+            factors["magnitude"] = state[f"{module}.lora_magnitude_vector"]
+        yield module.removeprefix("base_model.model."), factors
+
+
+def _extracted(source: Source, component: str, rank: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Factors of the LoRA nearest to what changed in a component, by module."""
+    tuned, base = getattr(source.pipeline, component), getattr(source.base, component)
+    for module, change in changes(tuned, base):
+        down, up = factorise(change, rank)
+        yield module, {"down": down, "up": up}
+
+
+def _named(component: str, module: str, factors: dict[str, Tensor], naming: str) -> dict[str, Tensor]:
+    if component == "text_encoder":
+        module = f"text_model.{module.removeprefix('text_model.')}"  # transformers 5.6 dropped it; all files keep it.
+    if naming == "kohya":
+        stem = f"{_KOHYA[component]}_{module.replace('.', '_')}"
+        rank = torch.tensor(float(len(factors["down"])))
+        return {
+            f"{stem}.lora_down.weight": factors["down"],
+            f"{stem}.lora_up.weight": factors["up"],
+            f"{stem}.alpha": rank,
+        }
+    keys = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+    return {f"{component}.{module}.{keys[part]}": value for part, value in factors.items()}
+
+
+def _report(source: Source, loaded: Any) -> Iterator[str]:
+    """What of the run the extracted LoRA has lost, measured on what stock diffusers made of the file."""
+    for component in _COMPONENTS:
+        loss = measure_loss(
+            getattr(source.pipeline, component), getattr(source.base, component), getattr(loaded, component)
+        )
+        if loss.layer:
+            yield (
+                f"{component}: the LoRA lacks {loss.overall:.1%} of the change of weights (relative Frobenius norm; "
+                f"{loss.outside:.1%} in biases and norms, which no LoRA has); the worst layer, {loss.layer}, lacks "
+                f"{loss.worst:.1%}"
+            )
+
+
+def _weights(net: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            yield name, module.weight
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / 'adapter_config.json'}: {error}; train the adapter anew") from error
+    return config
+
+
+def _kind(config: dict[str, Any]) -> str:
+    return "dora" if config.get("use_dora") else str(config["peft_type"]).lower()
