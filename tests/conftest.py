@@ -67,6 +67,14 @@ def finished(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, empty and not even made yet."""
+    folder = tmp_path_factory.mktemp("user") / "cache"
+    monkeypatch.setenv("TWOSTAGE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tests run beside each other; sums in another order would also be other bits."""
     torch.set_num_threads(1)

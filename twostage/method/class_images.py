@@ -37,7 +37,7 @@ def prepare_images(making: Making, own: list[Photo]) -> ClassSamples:
     pictures = list(own)
     if lacking:
         shelf = making.shelf("class-images", ".png")
-        if own:
+        if options.class_images:
             making.display.say(
                 f"note: {options.class_images} holds {len(own)} class images of {options.num_class_images}; the base "
                 f"draws the other {lacking}, kept in {shelf.path}"
@@ -56,7 +56,8 @@ def prepare_images(making: Making, own: list[Photo]) -> ClassSamples:
         return prompts[index]
 
     levels = base.noise_scheduler.config.num_train_timesteps
-    examples = Examples(_encode(making, pictures), prompt, levels, making.seed, stream=PRIOR)
+    repeats = tuple(picture.repeats for picture in pictures)
+    examples = Examples(_encode(making, pictures), prompt, levels, making.seed, PRIOR, repeats)
     base.release("vae")
     return ClassSamples(list(dict.fromkeys(prompts)), examples.batch)
 

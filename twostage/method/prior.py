@@ -52,9 +52,13 @@ def find_class_images(options: Prior) -> list[Photo]:
         UserError: as `find_photos`.
     """
     folder = options.class_images
-    if folder is None or options.source != "images" or (os.path.isdir(folder) and not os.listdir(folder)):
+    if folder is None or options.source != "images":
         return []
-    return find_photos(folder)[: options.num_class_images]
+    try:
+        empty = not os.listdir(folder)
+    except OSError:
+        empty = False  # And `find_photos` says what is wrong.
+    return [] if empty else find_photos(folder)[: options.num_class_images]
 
 
 def check_prior(options: Prior, prompt: str, own: list[Photo], base: Base, token: str) -> None:

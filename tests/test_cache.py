@@ -1,0 +1,44 @@
+"""The cache: where it is, whole files only, other facts on another shelf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twostage.cache import Shelf, cache_folder
+from twostage.errors import UserError
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TWOSTAGE_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("TWOSTAGE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "twostage"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == tmp_path / ".cache" / "twostage"
+
+
+def test_other_facts_are_another_shelf(cache: Path) -> None:
+    shelves = [Shelf("things", ".txt", facts) for facts in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3})]
+    assert shelves[0].path == shelves[1].path != shelves[2].path
+    assert not cache.exists()
+
+
+def test_what_is_put_is_there_and_nothing_beside_it() -> None:
+    shelf = Shelf("things", ".txt", {"a": 1})
+    assert shelf.missing(3, Path.is_file) == [0, 1, 2]
+    shelf.put(1, b"one")
+    shelf.put(1, b"two")
+    assert shelf.missing(3, Path.is_file) == [0, 2]
+    assert shelf.file(1).read_bytes() == b"two"
+    assert sorted(path.name for path in shelf.path.iterdir()) == ["000001.txt", "facts.json"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_CACHE", "/proc/cache")
+    with pytest.raises(UserError, match=r"^cannot write /proc/cache/.*TWOSTAGE_CACHE") as error:
+        Shelf("things", ".txt", {}).put(0, b"x")
+    assert "\n" not in str(error.value)
