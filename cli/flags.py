@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -38,7 +38,7 @@ def recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
         for name, (key, field, _) in flags.items():
             value = given.pop(name)
             if value is not None and value != []:
-                overrides[key] = _parse(value, _plain_type(field))
+                overrides[key] = _parse(value, _plain_type(field), _item_type(field))
         command(**given, overrides=overrides)
 
     parameters = [p for p in own.parameters.values() if p.name != "overrides"]
@@ -88,7 +88,7 @@ def _parameter(key: str, field: FieldInfo, names: list[str], panel: str, hidden:
         None,
         *declared,
         help=(field.description or "") + _facts(field),
-        metavar=None if kind is bool else _metavar(kind),
+        metavar=None if kind is bool else _metavar(_item_type(field) or kind),
         rich_help_panel=panel,
         show_default=False,
         hidden=hidden,
@@ -107,8 +107,18 @@ def _plain_type(field: FieldInfo) -> Any:
     return tuple if get_origin(kind) is tuple else kind
 
 
-def _parse(value: Any, kind: Any) -> Any:
+def _item_type(field: FieldInfo) -> Any:
+    """int of `tuple[PositiveInt, ...]`; None where the field holds no list."""
+    if get_origin(field.annotation) is not tuple:
+        return None
+    item = get_args(field.annotation)[0]
+    return get_args(item)[0] if get_origin(item) is Annotated else item
+
+
+def _parse(value: Any, kind: Any, item: Any = None) -> Any:
     """The number that the text stands for; what is none stays text, and the recipe will say so."""
+    if kind is tuple:
+        return [_parse(one, item) for one in value]
     if kind not in (int, float):
         return value
     try:
@@ -120,7 +130,7 @@ def _parse(value: Any, kind: Any) -> Any:
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
-    return {int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "TEXT"}.get(kind, "PATH")
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(kind, "PATH")
 
 
 def _facts(field: FieldInfo) -> str:

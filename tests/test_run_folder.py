@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from twostage.errors import UserError
 from twostage.method.loop import Progress
-from twostage.recipe import Recipe
+from twostage.recipe import Checkpoints, Recipe
 from twostage.recipe_file import dump_recipe
 from twostage.run_folder import RunFolder, differences
 
@@ -27,7 +28,7 @@ def progress(step: int, size: int = 4) -> Progress:
 def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for stage, step in [(1, 900), (1, 1000), (2, 5), (2, 10)]:
-        folder.save_checkpoint(stage, progress(step), keep=3)
+        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=3))
     assert [path.name for path in folder.checkpoints()] == ["stage1-001000", "stage2-000005", "stage2-000010"]
     found = folder.newest_checkpoint()
     assert found
@@ -39,8 +40,27 @@ def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path:
 def test_the_millionth_step_comes_after_all_before_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for stage, step in [(1, 999_999), (1, 1_000_000), (2, 5)]:
-        folder.save_checkpoint(stage, progress(step), keep=3)
+        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=3))
     assert [path.name for path in folder.checkpoints()] == ["stage1-999999", "stage1-1000000", "stage2-000005"]
+
+
+def test_checkpoints_that_were_asked_for_stay(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage, step in [(1, 4), (1, 5), (1, 8), (2, 4), (2, 5), (2, 8), (2, 12)]:
+        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=1, at=(5,)))
+    assert [path.name for path in folder.checkpoints()] == ["stage1-000005", "stage2-000005", "stage2-000012"]
+    found = folder.newest_checkpoint()
+    assert found and found[1].step == 12
+
+
+def test_an_average_is_kept_with_what_it_is_of(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_checkpoint(2, replace(progress(3), averaged={"rows": torch.full((4,), 2.5)}), Checkpoints())
+    found = folder.newest_checkpoint()
+    assert found and torch.equal(found[1].averaged["rows"], torch.full((4,), 2.5))
+    folder.save_checkpoint(2, progress(4), Checkpoints())
+    found = folder.newest_checkpoint()
+    assert found and found[1].averaged == {}
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
@@ -81,13 +101,14 @@ from pathlib import Path
 import torch
 from twostage.errors import UserError
 from twostage.method.loop import Progress
+from twostage.recipe import Checkpoints
 from twostage.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 def progress(step, size):
     return Progress(step, {"rows": torch.full((size,), float(step))}, {"0.exp_avg": torch.ones(size)}, {})
-folder.save_checkpoint(1, progress(1, 1000), keep=2)
+folder.save_checkpoint(1, progress(1, 1000), Checkpoints(keep=2))
 try:
-    folder.save_checkpoint(1, progress(2, 1_000_000), keep=2)
+    folder.save_checkpoint(1, progress(2, 1_000_000), Checkpoints(keep=2))
 except UserError as error:
     print(error)
 print(folder.newest_checkpoint()[1].step, sorted(p.name for p in folder.path.rglob("*") if p.is_dir()))

@@ -75,3 +75,13 @@ class Recipe(Section):
                 "did you mean stage2.train = 'adapter'?"
             )
         return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_within_the_stages(self) -> Self:
+        longest = max((stage.steps for stage in (self.stage1, self.stage2) if stage), default=None)
+        beyond = [step for step in self.checkpoints.at if longest and step > longest]
+        if beyond:
+            raise ValueError(
+                f"checkpoints.at = {beyond[0]} comes after the last step: the recipe's longest stage has {longest}"
+            )
+        return self

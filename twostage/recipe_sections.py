@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
 
@@ -46,7 +46,21 @@ class Data(Section):
     """The photos, and what is said about them."""
 
     photos: Path | None = option(None, "Folder with the 3 to 5 photos of the subject.", flags=("instance-data-dir",))
-    class_noun: str = option("", "What the subject is, in a word or two: backpack, stuffed animal.", flags=("class",))
+    num_photos: int | None = option(
+        None, "Use the first so many of them, by name; all when not given.", unit="photos", ge=1
+    )
+    class_noun: str = option(
+        "",
+        "What the subject is, in a word or two: backpack, stuffed animal. It stands behind the token; for prompts "
+        "without it, make the token a noun (token.role).",
+        flags=("class",),
+    )
+    learnable: Literal["subject", "style"] = option(
+        "subject",
+        "What the photos have in common: the subject on them, or a style, which has templates of its own and needs no "
+        "class noun.",
+        flags=("learnable-property",),
+    )
     resolution: int | None = option(
         None,
         "Side of the square training picture; the base's own when not given.",
@@ -56,7 +70,11 @@ class Data(Section):
         le=4096,
         multiple_of=8,
     )
-    fit: Literal["crop", "pad"] = option("crop", "Centre crop to a square, or pad the short side.")
+    fit: Literal["crop", "pad", "bucket"] = option(
+        "crop",
+        "Centre crop to a square, pad the short side to one, or crop to a bucket: a shape of about the square's area "
+        "nearest to the photo's own. A step then shows photos of one bucket.",
+    )
     flip: bool = option(False, "Mirror half of the pictures; wrong for subjects with text or a left and right.")
     caption: str = option(
         "",
@@ -64,12 +82,37 @@ class Data(Section):
         "A text file beside a photo (a.jpg, a.txt) always wins.",
         flags=("instance-prompt",),
     )
+    caption_dropout: float = option(
+        0.0,
+        "Share of samples shown with an empty prompt, from which guidance steers away.",
+        flags=("caption-dropout-rate", "proportion-empty-prompts"),
+        ge=0,
+        lt=1,
+    )
+    unmasked_weight: float = option(
+        0.1,
+        "How much of a photo's loss counts where its mask (a.jpg, a-masklabel.png) is black; white counts in full.",
+        flags=("unmasked-weight",),
+        ge=0,
+        le=1,
+    )
+
+    @field_validator("learnable", mode="before")
+    @classmethod
+    def _object_is_a_subject(cls, value: Any) -> Any:
+        # Textual Inversion's own word for it, and diffusers'.
+        return "subject" if value == "object" else value
 
 
 class Token(Section):
     """The placeholder token that stage 1 learns."""
 
-    placeholder: str = option("<rare>", "Name of the new token.", flags=("placeholder-token",), min_length=1)
+    placeholder: str = option(
+        "<rare>",
+        "Name of the new token; without stage 1, a word of the vocabulary, best a rare one such as sks.",
+        flags=("placeholder-token",),
+        min_length=1,
+    )
     num_vectors: int = option(1, "Embedding vectors the token stands for.", flags=("num-vectors",), ge=1, le=64)
     initializer: str = option(
         "",
@@ -103,4 +146,14 @@ class Checkpoints(Section):
     every: int = option(
         200, "Save after this many steps of a stage.", unit="steps", flags=("checkpointing-steps",), ge=1
     )
-    keep: int = option(2, "Checkpoints kept; older ones go.", flags=("checkpoints-total-limit",), ge=1)
+    at: tuple[PositiveInt, ...] = option(
+        (),
+        "Save after these steps of a stage too, and keep what was saved there whatever else goes; may be given several "
+        "times.",
+        unit="steps",
+    )
+    keep: int = option(2, "Checkpoints kept beside those; older ones go.", flags=("checkpoints-total-limit",), ge=1)
+
+    def due(self, step: int) -> bool:
+        """Whether to save after so many steps of a stage."""
+        return step % self.every == 0 or step in self.at

@@ -52,6 +52,29 @@ class Stage(Section):
     adam_epsilon: float = option(1e-8, "AdamW: added to the denominator.", gt=0)
     weight_decay: float = option(0.0, "AdamW: decoupled weight decay.", ge=0, le=1)
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.", ge=0)
+    snr_gamma: float | None = option(
+        None,
+        "Min-SNR weighting (arXiv 2303.09556): noise levels whose signal-to-noise ratio is above this count less. The "
+        "paper takes 5; not weighted when not given.",
+        flags=("snr-gamma", "min-snr-gamma"),
+        gt=0,
+    )
+    noise_offset: float = option(
+        0.0,
+        "Offset noise: one more draw for each channel, times this, on all of it, so that pictures darker and brighter "
+        "than noise are learned too; 0.1 is much.",
+        flags=("noise-offset",),
+        ge=0,
+        le=1,
+    )
+    ema_decay: float = option(
+        0.0,
+        "Average the weights over the steps, each new average this much of the one before (at step k no more than "
+        "k / (9 + k)); samples and result are then of the average. 0 is off.",
+        flags=("ema-decay",),
+        ge=0,
+        lt=1,
+    )
 
     @model_validator(mode="after")
     def _schedule_takes_its_options(self) -> Self:
@@ -97,6 +120,15 @@ class Stage2(Stage):
         gt=0,
         le=10,
     )
+
+    @model_validator(mode="after")
+    def _a_rate_is_for_what_learns(self) -> Self:
+        if self.text_encoder_learning_rate is not None and not self.train_text_encoder:
+            raise ValueError(
+                f"text_encoder_learning_rate = {self.text_encoder_learning_rate:g}, and train_text_encoder = false: "
+                "nothing would learn at that rate"
+            )
+        return self
 
 
 class Adapter(Section):
@@ -171,8 +203,8 @@ class Prior(Section):
     )
     class_images: Path | None = option(
         None,
-        "Folder with your own class images, never written to; where it holds too few, the base draws the rest. A text "
-        "file beside a picture is its prompt.",
+        "Folder with your own class images, never written to. Where it holds too few, the base draws the rest; of "
+        "more, the first by name count. A text file beside a picture is its prompt.",
         flags=("class-data-dir",),
     )
     sample_batch_size: int = option(

@@ -5,7 +5,8 @@ run.json         versions, device, base, photo hashes, seconds per phase, measur
 metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds
 embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
 unet/            the tuned U-Net, as diffusers' from_pretrained reads it
-checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json
+adapter/         or unet/ and text_encoder/ in it: adapters, as PEFT's from_pretrained reads them
+checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json; averaged.safetensors
 samples/         the same prompts and seeds at each checkpoint
 """
 
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from twostage.errors import UserError
 from twostage.method.loop import Progress, Step
 from twostage.method.sampling import grid
-from twostage.recipe import Recipe
+from twostage.recipe import Checkpoints, Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 
 _UNFINISHED = ".writing-"
@@ -115,18 +116,21 @@ class RunFolder:
         # A millionth step has a seventh digit.
         return sorted(found, key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
 
-    def save_checkpoint(self, stage: int, progress: Progress, keep: int) -> Path:
-        """Write a checkpoint and drop all but the `keep` newest."""
+    def save_checkpoint(self, stage: int, progress: Progress, options: Checkpoints) -> Path:
+        """Write a checkpoint and drop all but the newest, and those that were asked for."""
         final = self.path / "checkpoints" / f"stage{stage}-{progress.step:06d}"
 
         def write(folder: Path) -> None:
             save_file(progress.trained, folder / "trained.safetensors")
             save_file(progress.optimizer, folder / "optimizer.safetensors")
+            if progress.averaged:
+                save_file(progress.averaged, folder / "averaged.safetensors")
             state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
         self._write_folder(final, write)
-        for old in self.checkpoints()[:-keep]:
+        passing = [path for path in self.checkpoints() if int(path.name.split("-")[1]) not in options.at]
+        for old in passing[: -options.keep]:
             shutil.rmtree(old)
         return final
 
@@ -137,7 +141,9 @@ class RunFolder:
                 state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 trained = load_file(folder / "trained.safetensors")
                 optimizer = load_file(folder / "optimizer.safetensors")
-                return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"])
+                average = folder / "averaged.safetensors"
+                averaged = load_file(average) if average.is_file() else {}
+                return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"], averaged)
             except (OSError, ValueError, KeyError, SafetensorError):
                 continue  # Damaged after it was written: the one before it is the newest.
         return None
@@ -209,16 +215,27 @@ class RunFolder:
             temporary.write_text(text, encoding="utf-8")
 
     def _write_folder(self, final: Path, write: Callable[[Path], None]) -> None:
-        with _writing(final):
-            temporary = final.with_name(_UNFINISHED + final.name)
+        with whole_folder(final) as temporary:
+            write(temporary)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder to write into; afterwards it is `final`, in place of what was there.
+
+    Raises:
+        UserError: it cannot be written; nothing of it is left.
+    """
+    with _writing(final):
+        temporary = final.with_name(_UNFINISHED + final.name)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                temporary.mkdir(parents=True)
-                write(temporary)
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(temporary, final)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -151,22 +151,24 @@ class Session:
         if self._progress and self.reached_stage == loop.stage:
             loop.restore(self._progress)
             self._progress = None  # As large as the U-Net and its optimizer state.
-        if loop.step == steps or loop.step and loop.step % self.recipe.checkpoints.every == 0:
+        due = self.recipe.checkpoints.due
+        if loop.step == steps or loop.step and due(loop.step):
             # Whoever stops at a checkpoint leaves without its samples.
-            self._draw_samples(f"{name}-{loop.step:06d}", draw_samples)
+            self._draw_samples(loop, draw_samples)
         with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
             for step in loop.steps():
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
-                if stop or step.step == steps or step.step % self.recipe.checkpoints.every == 0:
+                if stop or step.step == steps or due(step.step):
                     # The run's last step is followed by its result, which needs no optimizer state to go on from.
                     last = step.step == steps and not (loop.stage == 1 and self.recipe.stage2)
                     if self.is_main and not last:
                         self._save(loop)
                     if stop and not last:
                         self._leave(name, step.step)
-                    self._draw_samples(f"{name}-{step.step:06d}", draw_samples)
+                    self._draw_samples(loop, draw_samples)
+        loop.settle()
         self.accelerator.free_memory()
 
     def finish(self) -> None:
@@ -191,7 +193,7 @@ class Session:
 
     def _save(self, loop: StageLoop) -> None:
         with self.phase("save"):
-            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints.keep)
+            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints)
             self._save_facts()
 
     def _leave(self, stage: str, step: int) -> None:
@@ -200,11 +202,12 @@ class Session:
         self.display.say(message)
         raise KeyboardInterrupt(message)
 
-    def _draw_samples(self, name: str, draw_samples: DrawSamples) -> None:
+    def _draw_samples(self, loop: StageLoop, draw_samples: DrawSamples) -> None:
+        name = f"stage{loop.stage}-{loop.step:06d}"
         columns = self.recipe.sample.per_prompt
         if not self.is_main or not columns or not self.recipe.sample.prompts or self.folder.has_samples(name):
             return
-        with self.phase("samples"), self.accelerator.autocast():
+        with self.phase("samples"), self.accelerator.autocast(), loop.averaged():
             pictures = draw_samples()
         self.folder.save_samples(name, pictures, columns)
 
@@ -240,7 +243,9 @@ def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelera
 
 
 def _identity(photo: Photo) -> dict[str, Any]:
-    return {"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption}
+    facts = {"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption}
+    repeats = {"repeats": photo.repeats} if photo.repeats != 1 else {}
+    return facts | repeats | ({"mask_sha256": photo.mask.sha256} if photo.mask else {})
 
 
 def _versions() -> dict[str, str]:

@@ -24,13 +24,14 @@ from twostage.method.denoiser import (
     whole_parts,
 )
 from twostage.method.embedding import EmbeddingLearner, write_rows
-from twostage.method.examples import Examples, encode_photos
+from twostage.method.examples import Examples, Source, encode_photos
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
+from twostage.method.noise import OffsetNoise
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
 from twostage.method.sampling import assemble, check_steps, draw
 from twostage.quiet import quiet
-from twostage.recipe import Recipe, Stage1, Stage2
+from twostage.recipe import Recipe, Stage, Stage1, Stage2
 from twostage.session import DrawSamples, Session
 from twostage.subject.captions import all_prompts, subject_phrase
 from twostage.subject.photos import Photo, find_photos
@@ -90,13 +91,14 @@ def prepare_subject(session: Session, base: Base, photos: list[Photo], class_ima
         adapter_config(base.outline(name), recipe.adapter, target_modules(name, recipe.adapter))
     phrase = subject_phrase(recipe.token, recipe.data)
     prompts = all_prompts(photos, recipe.data, phrase)
+    naming = [prompt for prompt in prompts if prompt]  # The empty one of caption dropout names no token.
     placeholder = None
     if recipe.stage1:
         placeholder = add_placeholder(base.tokenizer, base.text_encoder, recipe.token)
-        check_prompts(base.tokenizer, placeholder, prompts)
+        check_prompts(base.tokenizer, placeholder, naming)
         notes = placeholder.notes
     else:
-        notes = check_word(base.tokenizer, recipe.token.placeholder, prompts)
+        notes = check_word(base.tokenizer, recipe.token.placeholder, naming)
     if recipe.prior.wanted:
         prompt = class_prompt(recipe.prior, recipe.data.class_noun)
         check_prior(recipe.prior, prompt, class_images, base, recipe.token.placeholder)
@@ -134,9 +136,10 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
         base.unet.to(session.device, session.frozen_dtype)
     if options.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    learner = EmbeddingLearner(base, placeholder)
+    learner = EmbeddingLearner(base, placeholder, options.snr_gamma)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
-    loop = StageLoop(1, learner, subject.examples, options, session.accelerator, after_step)
+    source = _source(subject.examples, options)
+    loop = StageLoop(1, learner, source, options, session.accelerator, after_step)
     session.run_stage(loop, options.steps, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
     write_rows(base.text_encoder, placeholder.token_ids, rows)
@@ -158,8 +161,9 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
         with quiet():
             base.unet.to(session.frozen_dtype)
     open_for_training(base, "unet", options, session.recipe.adapter, session.recipe.seed)
-    learner = DenoiserLearner(base, text, session.recipe.prior.weight)
-    source = Preserving(subject.examples, prior) if prior else subject.examples
+    learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
+    source = _source(subject.examples, options)
+    source = Preserving(source, prior) if prior else source
     rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else None
     loop = StageLoop(2, learner, source, options, session.accelerator, rates=rates)
     session.run_stage(loop, options.steps, _sampler(session, base, subject, rows, **live))
@@ -173,6 +177,11 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
                 session.folder.save_model(
                     f"adapter/{name}", partial(save_adapter, getattr(base, name), base=base.source)
                 )
+
+
+def _source(examples: Examples, options: Stage) -> Source:
+    """The photos' samples as the stage wants them."""
+    return OffsetNoise(examples, options.noise_offset, examples.seed) if options.noise_offset else examples
 
 
 def _text(session: Session, options: Stage2, base: Base, subject: Subject, prior_prompts: list[str]) -> nn.Module:

@@ -10,14 +10,14 @@ from PIL import Image
 
 from twostage.errors import UserError
 from twostage.recipe import Data, Token
-from twostage.subject.captions import OBJECT_TEMPLATES, all_prompts, choose_prompt, subject_phrase
+from twostage.subject.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES, all_prompts, choose_prompt, subject_phrase
 from twostage.subject.photos import Photo, find_photos
 
 PHRASE = "<rare> backpack"
 
 
 def photo(caption: str | None = None) -> Photo:
-    return Photo(Path("a.jpg"), caption, "")
+    return Photo(Path("a.jpg"), caption, "", (20, 20))
 
 
 def test_the_fields_templates_are_all_there():
@@ -25,12 +25,48 @@ def test_the_fields_templates_are_all_there():
     assert all(template.count("{}") == 1 for template in OBJECT_TEMPLATES)
 
 
-def test_phrase_by_role():
-    assert subject_phrase(Token(), " stuffed  animal ") == "<rare> stuffed animal"
-    assert subject_phrase(Token(role="noun"), "") == "<rare>"
-    assert subject_phrase(Token(num_vectors=3), "dog") == "<rare> dog"
-    with pytest.raises(UserError, match="--class"):
-        subject_phrase(Token(), " ")
+@pytest.mark.parametrize(
+    ("token", "data", "phrase"),
+    [
+        (Token(), Data(class_noun=" stuffed  animal "), "<rare> stuffed animal"),
+        (Token(role="noun"), Data(), "<rare>"),
+        (Token(role="noun"), Data(class_noun="dog"), "<rare>"),
+        (Token(num_vectors=3), Data(class_noun="dog"), "<rare> dog"),
+        (Token(), Data(learnable="style"), "<rare>"),
+        (Token(), Data(learnable="style", class_noun="woodcut"), "<rare> woodcut"),
+    ],
+)
+def test_the_phrase_is_token_and_class_noun_right_wrong_or_none(token, data, phrase):
+    assert subject_phrase(token, data) == phrase
+
+
+def test_an_adjective_without_a_noun_is_refused_with_both_ways_out():
+    with pytest.raises(UserError, match=r"--class backpack.*--token\.role noun"):
+        subject_phrase(Token(), Data(class_noun=" "))
+
+
+def test_a_style_has_templates_of_its_own():
+    style = all_prompts([photo()], Data(learnable="style"), "<rare>")
+    assert style == [template.format("<rare>") for template in STYLE_TEMPLATES]
+    assert len(set(STYLE_TEMPLATES)) == len(STYLE_TEMPLATES) >= 15
+    assert all(template.count("{}") == 1 for template in STYLE_TEMPLATES)
+    assert not set(STYLE_TEMPLATES) & set(OBJECT_TEMPLATES)
+    assert all_prompts([photo("a {}")], Data(learnable="style"), "<rare>") == ["a <rare>"]
+
+
+def test_object_is_what_other_trainers_call_a_subject():
+    assert Data(learnable="object").learnable == "subject"
+
+
+def test_dropout_empties_that_share_of_prompts_and_leaves_the_others_as_they_were():
+    def draw(data):
+        return [choose_prompt(photo(), data, PHRASE, np.random.default_rng([0, step])) for step in range(1000)]
+
+    plain, dropped = draw(Data()), draw(Data(caption_dropout=0.3))
+    empty = [prompt == "" for prompt in dropped]
+    assert 250 < sum(empty) < 350
+    assert all(one == other for one, other, gone in zip(plain, dropped, empty, strict=True) if not gone)
+    assert all_prompts([photo()], Data(caption_dropout=0.3), PHRASE) == [*all_prompts([photo()], Data(), PHRASE), ""]
 
 
 def test_same_address_same_template_and_every_template_comes():

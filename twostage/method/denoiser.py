@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from twostage.families import Base
 from twostage.method.adapter import add_adapter, target_modules
 from twostage.method.examples import Batch
-from twostage.method.loss import denoising_loss
+from twostage.method.loss import Question, denoising_loss
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
 from twostage.recipe import Adapter, Stage2
@@ -75,28 +75,35 @@ class DenoiserLearner(nn.Module):
         base: its U-Net opened by `open_for_training`.
         text: prompts -> their states, (prompts, tokens, D); `EncodedText` or `LiveText`.
         prior_weight: lambda, for batches that have a prior.
+        snr_gamma: for min-SNR weighting; None for none.
     """
 
-    def __init__(self, base: Base, text: nn.Module, prior_weight: float = 1.0) -> None:
+    def __init__(self, base: Base, text: nn.Module, prior_weight: float = 1.0, snr_gamma: float | None = None) -> None:
         super().__init__()
         self.unet, self.text = base.unet, text
         self._family, self._noise_scheduler = base.family, base.noise_scheduler
-        self._prior_weight = prior_weight
+        self._prior_weight, self._snr_gamma = prior_weight, snr_gamma
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of each sample, (B,)."""
-        prior = batch.prior.question(self._noise_scheduler) if batch.prior else None
+        """Loss of each sample, (B,); with a prior, that of its prior sample times lambda is added to it.
+
+        arXiv 2208.12242, eq. 2.
+        """
+        asked = batch.question(self._noise_scheduler)
         with seeded(*batch.address):
-            states = self.text(batch.prompts + (batch.prior.prompts if batch.prior else []))
-            return denoising_loss(
-                partial(self._family.predict, self.unet, states=states.to(batch.latents.device)),
-                self._noise_scheduler,
-                batch.latents,
-                batch.noise,
-                batch.timesteps,
-                prior=prior,
-                prior_weight=self._prior_weight,
-            )
+            if batch.prior is None:
+                return self._loss(asked, self.text(batch.prompts))
+            prior = batch.prior.question(self._noise_scheduler)
+            states = self.text(batch.prompts + batch.prior.prompts)
+            if prior.noisy.shape == asked.noisy.shape:
+                own, kept = self._loss(asked.followed_by(prior), states).chunk(2)
+            else:  # The prior's pictures are squares, whatever the photos' bucket.
+                own, kept = (self._loss(*part) for part in zip((asked, prior), states.chunk(2), strict=True))
+            return own + self._prior_weight * kept
+
+    def _loss(self, asked: Question, states: Tensor) -> Tensor:
+        predict = partial(self._family.predict, self.unet, states=states.to(asked.noisy.device))
+        return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
 
 
 class EncodedText(nn.Module):
@@ -104,10 +111,11 @@ class EncodedText(nn.Module):
 
     def __init__(self, states: dict[str, Tensor]) -> None:
         super().__init__()
-        self._states = states
+        self._places = {prompt: place for place, prompt in enumerate(states)}
+        self.register_buffer("states", torch.stack(list(states.values())), persistent=False)
 
     def forward(self, prompts: list[str]) -> Tensor:
-        return torch.stack([self._states[prompt] for prompt in prompts])
+        return self.states[[self._places[prompt] for prompt in prompts]]
 
 
 class LiveText(nn.Module):

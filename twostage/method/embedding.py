@@ -23,11 +23,11 @@ class EmbeddingLearner(nn.Module):
     49,408 rows of the vocabulary, nor for the frozen nets, which are asked but not owned.
     """
 
-    def __init__(self, base: Base, placeholder: Placeholder) -> None:
+    def __init__(self, base: Base, placeholder: Placeholder, snr_gamma: float | None = None) -> None:
         super().__init__()
         self._frozen = (base.text_encoder, base.unet)  # In a tuple, so that torch registers neither as ours.
         self._family, self._tokenizer, self._noise_scheduler = base.family, base.tokenizer, base.noise_scheduler
-        self._placeholder = placeholder
+        self._placeholder, self._snr_gamma = placeholder, snr_gamma
         table = base.text_encoder.get_input_embeddings().weight
         self._target_norm = mean_norm(table[: placeholder.vocabulary])
         self.rows = nn.Parameter(table[placeholder.token_ids].detach().clone().float())
@@ -41,7 +41,8 @@ class EmbeddingLearner(nn.Module):
             states = self._family.encode_text(self._tokenizer, text_encoder, expanded)
         states = states[[prompts.index(prompt) for prompt in batch.prompts]]
         predict = partial(self._family.predict, unet, states=states)
-        return denoising_loss(predict, self._noise_scheduler, batch.latents, batch.noise, batch.timesteps)
+        asked = batch.question(self._noise_scheduler)
+        return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
 
     @torch.no_grad()
     def pull_norm(self, learning_rate: float) -> None:

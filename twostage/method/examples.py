@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +20,12 @@ from twostage.errors import UserError
 from twostage.families import Base
 from twostage.method.loss import Question, denoising_question
 from twostage.recipe import Data
+from twostage.subject.buckets import bucket_size
 from twostage.subject.captions import choose_prompt
-from twostage.subject.photos import Photo, load_photo
+from twostage.subject.photos import Photo, load_mask, load_photo
 
 # Streams of one address that must not repeat each other; those of prior samples are shifted by PRIOR.
-_CHOICES, _GAUSSIANS, _ORDER = range(3)
+_CHOICES, _GAUSSIANS, _ORDER, _BUCKETS, OFFSETS = range(5)
 PRIOR = 16
 
 
@@ -50,6 +52,7 @@ class Batch:
         noise: (B, C, h, w), standard normal.
         timesteps: (B,) int64 in [0, num_train_timesteps).
         prompts: B of them.
+        weight: (B, 1, h, w) in [0, 1], how much each place counts; None where all count in full.
         prior: B prior samples, where there is a prior.
         address: what nets draw by themselves for these samples, such as dropout, is drawn from.
     """
@@ -58,6 +61,7 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     prompts: list[str]
+    weight: Tensor | None = None
     prior: PriorBatch | None = None
     address: tuple[int, ...] = ()
 
@@ -67,11 +71,13 @@ class Batch:
             latents=self.latents.to(device),
             noise=self.noise.to(device),
             timesteps=self.timesteps.to(device),
+            weight=None if self.weight is None else self.weight.to(device),
             prior=self.prior and self.prior.to(device),
         )
 
     def question(self, noise_scheduler: DDPMScheduler) -> Question:
-        return denoising_question(noise_scheduler, self.latents, self.noise, self.timesteps)
+        asked = denoising_question(noise_scheduler, self.latents, self.noise, self.timesteps)
+        return replace(asked, weight=self.weight)
 
 
 class Source(Protocol):
@@ -83,10 +89,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the VAE made of the photos: mean and standard deviation, (photos, C, h, w) each, scaled, on the CPU."""
+    """What the VAE made of the photos, on the CPU. Photos of another bucket have another h and w.
 
-    mean: Tensor
-    std: Tensor
+    Attributes:
+        mean, std: for each photo (C, h, w), scaled.
+        weight: for each photo (1, h, w) in [0, 1], how much each place counts; None where all count in full.
+    """
+
+    mean: Tensor | Sequence[Tensor]
+    std: Tensor | Sequence[Tensor]
+    weight: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ class Examples:
         num_train_timesteps: noise levels of the base.
         seed: of the run.
         stream: 0, or PRIOR for draws that have nothing to do with those.
+        repeats: for each photo, how often it is shown in a round; all once when empty.
     """
 
     views: tuple[Posterior, ...]
@@ -106,9 +119,10 @@ class Examples:
     num_train_timesteps: int
     seed: int
     stream: int = 0
+    repeats: tuple[int, ...] = ()
 
     def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
-        """Rows of one optimizer step.
+        """Rows of one optimizer step. All of them are of one bucket, which comes up as often as it has photos.
 
         Args:
             stage: 1 or 2.
@@ -116,19 +130,43 @@ class Examples:
             rows: which of the step's samples, over all processes and accumulated batches.
             rows_per_step: how many those are.
         """
-        samples = [self._sample(stage, step, row, rows_per_step) for row in rows]
-        latents, noise, timesteps, prompts = zip(*samples, strict=True)
+        bucket, before = self._bucket(stage, step)
+        samples = [self._sample(stage, step, row, bucket, before * rows_per_step + row) for row in rows]
+        latents, noise, timesteps, prompts, weights = zip(*samples, strict=True)
         return Batch(
             torch.stack(latents),
             torch.stack(noise),
             torch.tensor(timesteps),
             list(prompts),
+            None if self.views[0].weight is None else torch.stack(weights),
             address=(self.seed, stage, step, rows.start),
         )
 
-    def _sample(self, stage: int, step: int, row: int, rows_per_step: int) -> tuple[Tensor, Tensor, int, str]:
+    @cached_property
+    def _buckets(self) -> list[list[int]]:
+        """For each size of latents, the photos of that size, as often as they are shown in a round."""
+        buckets: dict[torch.Size, list[int]] = {}
+        for photo, mean in enumerate(self.views[0].mean):
+            repeats = self.repeats[photo] if self.repeats else 1
+            buckets.setdefault(mean.shape, []).extend([photo] * repeats)
+        return list(buckets.values())
+
+    def _bucket(self, stage: int, step: int) -> tuple[int, int]:
+        """Which bucket a step shows, and how many steps before it showed the same."""
+        owners = [bucket for bucket, photos in enumerate(self._buckets) for _ in photos]
+        if len(self._buckets) == 1:
+            return 0, step
+        round_, place = divmod(step, len(owners))
+        order = np.random.default_rng([self.stream + _BUCKETS, self.seed, stage, round_, 0]).permutation(len(owners))
+        shown = [owners[index] for index in order[: place + 1]]
+        return shown[-1], round_ * len(self._buckets[shown[-1]]) + shown[:-1].count(shown[-1])
+
+    def _sample(
+        self, stage: int, step: int, row: int, bucket: int, sample: int
+    ) -> tuple[Tensor, Tensor, int, str, Tensor | None]:
         choices = np.random.default_rng([self.stream + _CHOICES, self.seed, stage, step, row])
-        photo = in_turn(self.stream, self.seed, stage, step * rows_per_step + row, len(self.views[0].mean))
+        photos = self._buckets[bucket]
+        photo = photos[in_turn(self.stream, self.seed, stage, sample, len(photos), bucket)]
         timestep = int(choices.integers(self.num_train_timesteps))
         view = self.views[choices.integers(len(self.views))]
         prompt = self.choose_prompt(photo, choices)
@@ -138,13 +176,17 @@ class Examples:
         gaussians = torch.Generator().manual_seed(int(address.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         mean, std = view.mean[photo], view.std[photo]
         latents = mean + std * torch.randn(mean.shape, generator=gaussians)
-        return latents, torch.randn(mean.shape, generator=gaussians), timestep, prompt
+        noise = torch.randn(mean.shape, generator=gaussians)
+        return latents, noise, timestep, prompt, None if view.weight is None else view.weight[photo]
 
 
-def in_turn(stream: int, seed: int, stage: int, sample: int, count: int) -> int:
-    """Which of `count` things a stage's sample shows: each once before any comes again, each round in another order."""
+def in_turn(stream: int, seed: int, stage: int, sample: int, count: int, group: int = 0) -> int:
+    """Which of `count` things a stage's sample shows: each once before any comes again, each round in another order.
+
+    Groups of things have their turns apart from each other.
+    """
     epoch, place = divmod(sample, count)
-    order = np.random.default_rng([stream + _ORDER, seed, stage, epoch, 0])
+    order = np.random.default_rng([stream + _ORDER, seed, stage, epoch, group])
     return int(order.permutation(count)[place])
 
 
@@ -154,22 +196,43 @@ def encode_photos(
     """Run the VAE once over each photo, and over its mirror image where flips are wanted.
 
     Raises:
-        UserError: a photo cannot be read, or the VAE cannot halve `data.resolution` as often as it has to.
+        UserError: a photo or mask cannot be read, a mask leaves nothing to learn, or the VAE cannot halve
+            `data.resolution` as often as it has to.
     """
     side = data.resolution or base.resolution
     if side % base.reduction:
         raise UserError(f"resolution {side}: the base's VAE needs a multiple of {base.reduction}")
     vae = base.vae.to(device)
+    masked = any(photo.mask for photo in photos)
     views: list[Posterior] = []
     for mirrored in (False, True) if data.flip else (False,):
-        posteriors = []
+        means, stds, weights = [], [], []
         for photo in photos:
-            pixels = load_photo(photo, side, data.fit).unsqueeze(0)
-            posteriors.append(base.family.encode_images(vae, (pixels.flip(-1) if mirrored else pixels).to(device)))
-        mean, std = (torch.cat(parts).float().cpu() for parts in zip(*posteriors, strict=True))
-        views.append(Posterior(mean, std))
+            size = bucket_size(photo.size, side, base.reduction) if data.fit == "bucket" else (side, side)
+            pixels, weight = load_photo(photo, size, data.fit), _weight(photo, data, size, base.reduction)
+            if mirrored:
+                pixels, weight = pixels.flip(-1), weight.flip(-1)
+            mean, std = base.family.encode_images(vae, pixels.unsqueeze(0).to(device))
+            means.append(mean[0].float().cpu())
+            stds.append(std[0].float().cpu())
+            weights.append(weight)
+        views.append(Posterior(means, stds, weights if masked else None))
 
     def prompt(index: int, rng: np.random.Generator) -> str:
         return choose_prompt(photos[index], data, phrase, rng)
 
-    return Examples(tuple(views), prompt, base.noise_scheduler.config.num_train_timesteps, seed)
+    repeats = tuple(photo.repeats for photo in photos)
+    return Examples(tuple(views), prompt, base.noise_scheduler.config.num_train_timesteps, seed, repeats=repeats)
+
+
+def _weight(photo: Photo, data: Data, size: tuple[int, int], reduction: int) -> Tensor:
+    """How much each latent of the photo counts, (1, h, w)."""
+    mask = load_mask(photo, size, (size[0] // reduction, size[1] // reduction), data.fit)
+    weight = mask + (1 - mask) * data.unmasked_weight
+    if not weight.any():
+        assert photo.mask is not None
+        raise UserError(
+            f"the mask {photo.mask.path} is black wherever training sees it: the photo would teach nothing; paint the "
+            "subject white, use --data.fit pad, or raise data.unmasked_weight above 0"
+        )
+    return weight

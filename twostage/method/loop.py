@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from twostage.errors import UserError
@@ -41,12 +43,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """All that a stage needs to go on where it stood: tensors by name, and numbers that JSON keeps."""
+    """All that a stage needs to go on where it stood: tensors by name, and numbers that JSON keeps.
+
+    `averaged` is empty where no average of what is trained is kept.
+    """
 
     step: int
     trained: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     numbers: dict[str, Any]
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
 
 class StageLoop:
@@ -81,6 +87,7 @@ class StageLoop:
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
         self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
+        self._average = EMAModel(self._trained.values(), decay=options.ema_decay) if options.ema_decay else None
 
     def steps(self) -> Iterator[Step]:
         """Train to the end of the stage, handing out each step once it is done.
@@ -108,6 +115,8 @@ class StageLoop:
         self._schedule.step()
         if self._after_step is not None:
             self._after_step(lr)
+        if self._average is not None:
+            self._average.step(self._trained.values())
         self.step += 1
         return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
 
@@ -128,6 +137,24 @@ class StageLoop:
             total += loss.detach() / accumulated
         return float(accelerator.reduce(total, "mean"))
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, what trains is its average, where one is kept."""
+        if self._average is None:
+            yield
+            return
+        self._average.store(self._trained.values())
+        self._average.copy_to(self._trained.values())
+        try:
+            yield
+        finally:
+            self._average.restore(self._trained.values())
+
+    def settle(self) -> None:
+        """End the stage: what was trained becomes its average for good, where one is kept."""
+        if self._average is not None:
+            self._average.copy_to(self._trained.values())
+
     def progress(self) -> Progress:
         """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
         state = self._optimizer.state_dict()
@@ -142,7 +169,8 @@ class StageLoop:
             "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
         }
         trained = {name: parameter.detach() for name, parameter in self._trained.items()}
-        return Progress(self.step, trained, tensors, numbers)
+        average = dict(zip(self._trained, self._average.shadow_params, strict=True)) if self._average else {}
+        return Progress(self.step, trained, tensors, numbers, average)
 
     @torch.no_grad()
     def restore(self, progress: Progress) -> None:
@@ -159,4 +187,8 @@ class StageLoop:
         self._schedule.load_state_dict(progress.numbers["schedule"])
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
+        if self._average is not None:
+            for name, average in zip(self._trained, self._average.shadow_params, strict=True):
+                average.copy_(progress.averaged[name])
+            self._average.optimization_step = progress.step
         self.step = progress.step

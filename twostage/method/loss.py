@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from twostage.errors import UserError
@@ -17,17 +18,32 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """What the denoiser is asked, and what it should put out.
+    """What the denoiser is asked, what it should put out, and where that counts.
 
     Attributes:
         noisy: (B, C, h, w), scaled.
         timesteps: (B,) int64 in [0, num_train_timesteps).
         target: (B, C, h, w).
+        weight: (B, 1, h, w), of each place's error; None where all count in full.
     """
 
     noisy: Tensor
     timesteps: Tensor
     target: Tensor
+    weight: Tensor | None = None
+
+    def followed_by(self, other: Question) -> Question:
+        """Both in one, this one's samples first; their latents are equally large."""
+        weights = [
+            one.noisy.new_ones(()).expand_as(one.noisy[:, :1]) if one.weight is None else one.weight
+            for one in (self, other)
+        ]
+        return Question(
+            torch.cat([self.noisy, other.noisy]),
+            torch.cat([self.timesteps, other.timesteps]),
+            torch.cat([self.target, other.target]),
+            None if self.weight is other.weight is None else torch.cat(weights),
+        )
 
 
 def denoising_question(noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
@@ -44,45 +60,51 @@ def denoising_question(noise_scheduler: DDPMScheduler, latents: Tensor, noise: T
 
 
 def denoising_loss(
-    predict: Predict,
-    noise_scheduler: DDPMScheduler,
-    latents: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    *,
-    prior: Question | None = None,
-    prior_weight: float = 1.0,
+    predict: Predict, noise_scheduler: DDPMScheduler, asked: Question, snr_gamma: float | None = None
 ) -> Tensor:
     """Mean squared error of the denoiser's output, per sample (arXiv 2006.11239, eq. 14, for any prediction type).
 
-    With a prior, that of prior sample i, times its weight, is added to that of sample i (arXiv 2208.12242, eq. 2).
-
     Args:
-        predict: noisy latents and timesteps -> the denoiser's output, shaped like the latents. Asked once: with a
-            prior, for B samples and then their B prior samples.
-        noise_scheduler, latents, noise, timesteps: as in `denoising_question`.
-        prior: B prior samples.
-        prior_weight: lambda.
+        predict: noisy latents and timesteps -> the denoiser's output, shaped like the latents.
+        noise_scheduler: gives the noise levels and what the denoiser predicts.
+        asked: B samples. The mean is over all places, so what a weight of 0 leaves out makes the loss smaller.
+        snr_gamma: weigh samples by `min_snr_weight`.
 
     Returns:
         (B,) float32.
     """
-    asked = denoising_question(noise_scheduler, latents, noise, timesteps)
-    if prior is None:
-        return _squared_error(predict, asked)
-    assert len(prior.noisy) == len(latents), "prior samples pair with samples"
-    both = Question(
-        torch.cat([asked.noisy, prior.noisy]),
-        torch.cat([asked.timesteps, prior.timesteps]),
-        torch.cat([asked.target, prior.target]),
-    )
-    own, kept = _squared_error(predict, both).chunk(2)
-    return own + prior_weight * kept
+    error = (predict(asked.noisy, asked.timesteps).float() - asked.target.float()).square()
+    if asked.weight is not None:
+        error = error * asked.weight
+    loss = error.flatten(1).mean(1)
+    return loss if snr_gamma is None else loss * min_snr_weight(noise_scheduler, asked.timesteps, snr_gamma)
 
 
-def _squared_error(predict: Predict, asked: Question) -> Tensor:
-    error = predict(asked.noisy, asked.timesteps).float() - asked.target.float()
-    return error.square().flatten(1).mean(1)
+def min_snr_weight(noise_scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights of the loss (arXiv 2303.09556): min(SNR, gamma) in terms of predicted latents.
+
+    That is min(SNR, gamma) / SNR for a prediction of the noise, min(SNR, gamma) / (SNR + 1) for the velocity. Where SNR
+    is 0, on the last noise level of a base with zero terminal SNR, the weight is 1 for all: 0 / 0 for the noise, and a
+    weight of 0 would leave the level unlearned that drawing starts from.
+
+    Args:
+        noise_scheduler: gives the noise levels and what the denoiser predicts.
+        timesteps: (B,) int64 in [0, num_train_timesteps).
+        gamma: above 0; the paper's is 5.
+
+    Returns:
+        (B,) float32, in [0, 1] for noise and velocity, in (0, gamma] for latents.
+    """
+    snr = compute_snr(noise_scheduler, timesteps).float()
+    kind = noise_scheduler.config.prediction_type
+    # Written so that an SNR of 0 or of infinity makes neither 0 / 0 nor inf / inf.
+    if kind == "epsilon":
+        weight = 1 / (snr / gamma).clamp_min(1)
+    elif kind == "v_prediction":
+        weight = torch.minimum(1 / (1 + 1 / snr), gamma / (snr + 1))
+    else:
+        weight = snr.clamp_max(gamma)
+    return torch.where(snr == 0, torch.ones_like(weight), weight)
 
 
 def denoising_target(noise_scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -43,8 +43,33 @@ OBJECT_TEMPLATES: tuple[str, ...] = (
 )
 
 
-def subject_phrase(token: Token, class_noun: str) -> str:
-    """What stands for the subject in a prompt: "<rare> backpack" (adjective) or "<rare>" (noun).
+# The same kind of sentence for a style, naming nothing that would have to be on the picture.
+STYLE_TEMPLATES: tuple[str, ...] = (
+    "a painting in the style of {}",
+    "a picture in the style of {}",
+    "an image in the style of {}",
+    "a drawing in the style of {}",
+    "a rendering in the style of {}",
+    "an illustration in the style of {}",
+    "a work of art in the style of {}",
+    "a good picture in the style of {}",
+    "a nice painting in the style of {}",
+    "a large picture in the style of {}",
+    "a small picture in the style of {}",
+    "a dark picture in the style of {}",
+    "a bright picture in the style of {}",
+    "a colourful picture in the style of {}",
+    "a quiet picture in the style of {}",
+    "a strange picture in the style of {}",
+    "a detailed picture in the style of {}",
+    "a cropped picture in the style of {}",
+    "a close-up in the style of {}",
+    "the picture in the style of {}",
+)
+
+
+def subject_phrase(token: Token, data: Data) -> str:
+    """What stands for the subject in a prompt: "<rare> backpack" (adjective) or "<rare>" (noun, or style of no noun).
 
     A token of several vectors is written once, as in the prompts of stock diffusers; `Placeholder.expand` spells its
     vectors out for the tokenizer.
@@ -52,12 +77,13 @@ def subject_phrase(token: Token, class_noun: str) -> str:
     Raises:
         UserError: the token is an adjective and there is no class noun for it to qualify.
     """
-    noun = " ".join(class_noun.split())
-    if token.role == "noun":
+    noun = " ".join(data.class_noun.split())
+    if token.role == "noun" or (data.learnable == "style" and not noun):
         return token.placeholder
     if not noun:
         raise UserError(
-            "class_noun is empty, and the token is an adjective; say what the subject is, as in --class backpack"
+            "class_noun is empty, and the token is an adjective; say what the subject is, as in --class backpack, or "
+            "make the token a noun with --token.role noun"
         )
     return f"{token.placeholder} {noun}"
 
@@ -66,19 +92,21 @@ def choose_prompt(photo: Photo, data: Data, phrase: str, rng: np.random.Generato
     """The prompt of one training sample.
 
     The photo's own caption wins over `data.caption`, which wins over a template drawn from `rng`; `{}` in it becomes
-    `phrase`.
+    `phrase`. Of these, the share `data.caption_dropout` is replaced by the empty prompt.
 
     Args:
         photo: the sample's photo.
         data: the recipe's data section.
         phrase: from `subject_phrase`.
-        rng: addressed by seed, stage, step and sample; at most one draw is taken.
+        rng: addressed by seed, stage, step and sample. The template is drawn first, so that it is the same with and
+            without dropout.
 
     Raises:
         UserError: a caption names neither `{}` nor the token, so that the token would not be trained.
     """
     prompts = _prompts(photo, data, phrase)
-    return prompts[0] if len(prompts) == 1 else prompts[rng.integers(len(prompts))]
+    prompt = prompts[0] if len(prompts) == 1 else prompts[rng.integers(len(prompts))]
+    return "" if data.caption_dropout and rng.random() < data.caption_dropout else prompt
 
 
 def all_prompts(photos: Sequence[Photo], data: Data, phrase: str) -> list[str]:
@@ -87,7 +115,8 @@ def all_prompts(photos: Sequence[Photo], data: Data, phrase: str) -> list[str]:
     Raises:
         UserError: as `choose_prompt`.
     """
-    return list(dict.fromkeys(prompt for photo in photos for prompt in _prompts(photo, data, phrase)))
+    prompts = list(dict.fromkeys(prompt for photo in photos for prompt in _prompts(photo, data, phrase)))
+    return [*prompts, ""] if data.caption_dropout else prompts
 
 
 def _prompts(photo: Photo, data: Data, phrase: str) -> list[str]:
@@ -95,7 +124,8 @@ def _prompts(photo: Photo, data: Data, phrase: str) -> list[str]:
         return [_fill(photo.caption, phrase, where=f"the caption of {photo.path.name}")]
     if data.caption.strip():
         return [_fill(data.caption.strip(), phrase, where="data.caption")]
-    return [_fill(template, phrase, where="a template") for template in OBJECT_TEMPLATES]
+    templates = STYLE_TEMPLATES if data.learnable == "style" else OBJECT_TEMPLATES
+    return [_fill(template, phrase, where="a template") for template in templates]
 
 
 def _fill(caption: str, phrase: str, *, where: str) -> str:

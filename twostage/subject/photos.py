@@ -35,7 +35,7 @@ from twostage.subject.pictures import (
 MAX_REPEATS = 1000
 MASK_ENDING = "-masklabel"
 
-Fit = Literal["crop", "pad"]
+Fit = Literal["crop", "pad", "bucket"]
 Size = tuple[int, int]
 
 
@@ -114,9 +114,9 @@ def load_photo(photo: Photo, size: int | Size, fit: Fit) -> torch.Tensor:
     Args:
         photo: from `find_photos`.
         size: width and height in pixels, or the side of a square.
-        fit: "crop" keeps as much of the centre as has the aspect ratio; "pad", for squares, keeps everything and fills
-            the short side up with white, the same white that lies under transparent pixels, so that a cut-out has one
-            background.
+        fit: "crop" and "bucket" keep as much of the centre as has the aspect ratio; "pad", for squares, keeps
+            everything and fills the short side up with white, the same white that lies under transparent pixels, so
+            that a cut-out has one background.
 
     Returns:
         (3, height, width) float32 in [-1, 1].
@@ -252,7 +252,7 @@ def _read(path: Path, background: str) -> Image.Image:
 
 
 def _fitted(image: Image.Image, size: Size, fit: Fit, background: str) -> Image.Image:
-    if fit == "crop":
+    if fit != "pad":
         return crop(image, *size)
     assert size[0] == size[1], "padding makes squares"
     return pad(image, background)
