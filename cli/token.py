@@ -86,10 +86,11 @@ def inspect(
 
     from twostage import token_doctor  # imports torch
 
+    picture = (output or _free_file(text)) if draw else None
+    if picture:
+        token_doctor.check_picture(picture)
     found = token_doctor.inspect_token(base, text, class_noun=class_noun, prompt=prompt)
-    picture = None
-    if draw:
-        picture = output or _free_file(text)
+    if picture:
         token_doctor.draw_token(base, text, picture, class_noun=class_noun, count=count)
     if as_json:
         answer = {"encoders": [asdict(inspection) for inspection in found], "picture": picture and str(picture)}

@@ -129,7 +129,7 @@ def draw_token(
     Raises:
         UserError: the base cannot be loaded, or the picture cannot be written; an existing file is never replaced.
     """
-    _check_picture(picture)
+    check_picture(picture)
     loaded = load_base(base)
     options = load_recipe("two-stage", base=base).sample
     pipeline = assemble(loaded).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -152,15 +152,12 @@ def draw_token(
     return picture
 
 
-def _encoders(base: Base) -> list[Encoder]:
-    """Every tokenizer of the base with the text encoder that goes with it: `tokenizer_2` with `text_encoder_2`."""
-    names = [name for name in base.family.COMPONENTS if name.startswith("tokenizer")]
-    pairs = [(name, name.replace("tokenizer", "text_encoder")) for name in names]
-    return [Encoder(encoder, getattr(base, tokenizer), getattr(base, encoder)) for tokenizer, encoder in pairs]
+def check_picture(picture: Path) -> None:
+    """Find out that a picture cannot be written before minutes go into drawing it.
 
-
-def _check_picture(picture: Path) -> None:
-    """Find out that the picture cannot be written before minutes go into drawing it."""
+    Raises:
+        UserError: it exists, its name is no picture's, or its folder is not the user's to write.
+    """
     if picture.suffix.lower() not in PICTURES:
         raise UserError(f"--output {picture}: a picture is called {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
     if os.path.lexists(picture):
@@ -168,3 +165,10 @@ def _check_picture(picture: Path) -> None:
     nearest = next(path for path in picture.absolute().parents if os.path.exists(path))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK):
         raise UserError(f"cannot write {picture}: {nearest} is no folder of yours to write; choose another --output")
+
+
+def _encoders(base: Base) -> list[Encoder]:
+    """Every tokenizer of the base with the text encoder that goes with it: `tokenizer_2` with `text_encoder_2`."""
+    names = [name for name in base.family.COMPONENTS if name.startswith("tokenizer")]
+    pairs = [(name, name.replace("tokenizer", "text_encoder")) for name in names]
+    return [Encoder(encoder, getattr(base, tokenizer), getattr(base, encoder)) for tokenizer, encoder in pairs]

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from tests.subject.vocabularies import learn_tokenizer
+
 DREAMBOOTH = Path(__file__).resolve().parents[3] / "shared" / "dreambooth" / "dataset"
 WORDS = ("a", "photo", "of", "the", "backpack", "dog", "cat", "bear", "on", "beach", "snow", "clean", "red", "sks")
 
@@ -90,3 +92,9 @@ def pipeline() -> StableDiffusionPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def learned_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """A vocabulary in CLIP's form with real words and real frequencies; add nothing to it."""
+    return learn_tokenizer(tmp_path_factory.mktemp("vocabulary"))
