@@ -101,11 +101,11 @@ def test_half_precision_trains_and_saves_float32(tiny_recipe: Recipe, tmp_path: 
 def test_half_precision_rounds_nothing_that_stage_2_starts_from(tiny_recipe: Recipe, tmp_path: Path) -> None:
     """What a hardly moved U-Net holds is the base's weights, not their bfloat16 roundings."""
     assert tiny_recipe.stage2
-    still = tiny_recipe.stage2.model_copy(update={"learning_rate": 1e-12, "steps": 1})
+    still = tiny_recipe.stage2.model_copy(update={"learning_rate": 1e-6, "steps": 1})
     run = train(without(tiny_recipe, mixed_precision="bf16", stage2=still), tmp_path / "run", display=Display())
     base = load_file(Path(tiny_recipe.base) / "unet" / "diffusion_pytorch_model.safetensors")
     tuned = results(run)
-    assert all(torch.allclose(tuned[name], tensor, atol=1e-9, rtol=0) for name, tensor in base.items())
+    assert all(torch.allclose(tuned[name], tensor, atol=2e-6, rtol=0) for name, tensor in base.items())
 
 
 def test_encoders_leave_memory_once_their_work_is_cached(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +15,7 @@ import accelerate
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from torch import nn
 
 from twostage import __version__
 from twostage.display import Display
@@ -22,6 +23,7 @@ from twostage.errors import UserError
 from twostage.families import Base
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.loop import Progress, StageLoop, Step
+from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.recipe import Recipe
 from twostage.run_folder import RunFolder, differences
 from twostage.subject.photos import Photo
@@ -44,6 +46,7 @@ class Session:
         folder: where it is written.
         accelerator: device, precision, processes and trackers.
         reached_stage: the one to go on with; 0 where the run starts.
+        checks: what the self-checks have found, for run.json.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
@@ -53,6 +56,7 @@ class Session:
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
         self.reached_stage = 0
+        self.checks: dict[str, Any] = {}
         self._resumes = False
         self._progress: Progress | None = None
         self._seconds: dict[str, float] = {}
@@ -84,6 +88,7 @@ class Session:
         if self.folder.finished:
             self.display.say(f"{self.folder.path} is finished; there is nothing to resume")
         self._seconds = dict(self.folder.facts.get("seconds", {}))
+        self.checks = dict(self.folder.facts.get("checks", {}))
         return not self.folder.finished
 
     def begin(self, base: Base, photos: list[Photo], class_images: list[Photo]) -> None:
@@ -132,22 +137,35 @@ class Session:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM wait for the next step and its checkpoint."""
+        """Within it, Ctrl-C and SIGTERM wait for the next step and its checkpoint; facts and trackers are kept then."""
         with stop_on_signals() as self._stop:
-            yield
+            try:
+                yield
+            except (UserError, KeyboardInterrupt):
+                if self.is_main:
+                    self._save_facts()
+                self.accelerator.end_training()
+                raise
 
-    def run_stage(self, loop: StageLoop, steps: int, draw_samples: DrawSamples) -> None:
+    def run_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module], draw_samples: DrawSamples) -> None:
         """Run a stage from where it stands, saving checkpoints and drawing samples on the way.
 
         Args:
             loop: of the stage.
             steps: it has.
+            nets: what it asks, by name; what does not train in them has to keep its bits.
             draw_samples: draws the recipe's sample pictures with the weights as they are when it is called.
 
         Raises:
+            UserError: the stage has taught nothing, or something else; see `SelfCheck`.
             KeyboardInterrupt: someone asked to stop; a checkpoint was saved.
         """
         name = f"stage{loop.stage}"
+        with self.phase("checks"):
+            patience = round(PATIENCE / (1 - self.recipe.data.caption_dropout))
+            check = SelfCheck(loop.stage, loop.trained, nets, patience)
+        check.outcome.update(self.checks.get(name, {}))
+        self.checks[name] = check.outcome
         if self._progress and self.reached_stage == loop.stage:
             loop.restore(self._progress)
             self._progress = None  # As large as the U-Net and its optimizer state.
@@ -156,7 +174,7 @@ class Session:
             # Whoever stops at a checkpoint leaves without its samples.
             self._draw_samples(loop, draw_samples)
         with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
-            for step in loop.steps():
+            for step in loop.steps(check.look_at_gradients):
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
@@ -169,6 +187,8 @@ class Session:
                         self._leave(name, step.step)
                     self._draw_samples(loop, draw_samples)
         loop.settle()
+        with self.phase("checks"):
+            check.look_at_result()
         self.accelerator.free_memory()
 
     def finish(self) -> None:
@@ -221,7 +241,7 @@ class Session:
     def _save_facts(self, **facts: Any) -> None:
         peak = max(_peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
-        self.folder.update(seconds=seconds, peak_memory_bytes=peak, **facts)
+        self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
 
 
 def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerator:

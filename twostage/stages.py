@@ -30,6 +30,7 @@ from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
 from twostage.method.sampling import assemble, check_steps, draw
+from twostage.method.selfcheck import check_token
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage, Stage1, Stage2
 from twostage.session import DrawSamples, Session
@@ -96,9 +97,12 @@ def prepare_subject(session: Session, base: Base, photos: list[Photo], class_ima
     if recipe.stage1:
         placeholder = add_placeholder(base.tokenizer, base.text_encoder, recipe.token)
         check_prompts(base.tokenizer, placeholder, naming)
-        notes = placeholder.notes
+        notes, ids = placeholder.notes, placeholder.token_ids
     else:
         notes = check_word(base.tokenizer, recipe.token.placeholder, naming)
+        ids = base.tokenizer(recipe.token.placeholder, add_special_tokens=False).input_ids
+    spelled = [placeholder.expand(prompt) if placeholder else prompt for prompt in naming]
+    session.checks["token"] = check_token(base.tokenizer, ids, spelled)
     if recipe.prior.wanted:
         prompt = class_prompt(recipe.prior, recipe.data.class_noun)
         check_prior(recipe.prior, prompt, class_images, base, recipe.token.placeholder)
@@ -140,7 +144,8 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
     loop = StageLoop(1, learner, source, options, session.accelerator, after_step)
-    session.run_stage(loop, options.steps, _sampler(session, base, subject, learner.rows))
+    nets = {"text_encoder": base.text_encoder, "unet": base.unet}
+    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
     write_rows(base.text_encoder, placeholder.token_ids, rows)
     if session.is_main:
@@ -166,7 +171,8 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     source = Preserving(source, prior) if prior else source
     rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else None
     loop = StageLoop(2, learner, source, options, session.accelerator, rates=rates)
-    session.run_stage(loop, options.steps, _sampler(session, base, subject, rows, **live))
+    nets = {"unet": base.unet, "text": text}
+    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
     if session.is_main:
         with session.phase("save"), quiet():
             if subject.placeholder and live:

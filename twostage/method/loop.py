@@ -66,6 +66,10 @@ class StageLoop:
         accelerator: device, precision, processes.
         after_step: called with the step's learning rate once the parameters have moved.
         rates: peak learning rate of the parameters whose name starts so, where it is another than the stage's.
+
+    Attributes:
+        step: how many are done.
+        trained: parameters by name.
     """
 
     def __init__(
@@ -82,33 +86,37 @@ class StageLoop:
         self._source, self._options, self._accelerator = source, options, accelerator
         self._after_step = after_step
         learner.to(accelerator.device)
-        self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self._optimizer = build_optimizer(self._trained, options, rates or {})
+        self.trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self._optimizer = build_optimizer(self.trained, options, rates or {})
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
         self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
-        self._average = EMAModel(self._trained.values(), decay=options.ema_decay) if options.ema_decay else None
+        self._average = EMAModel(self.trained.values(), decay=options.ema_decay) if options.ema_decay else None
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self, watch: Callable[[], None] = lambda: None) -> Iterator[Step]:
         """Train to the end of the stage, handing out each step once it is done.
+
+        Args:
+            watch: called in each step when the gradients are there, before the parameters move.
 
         Raises:
             UserError: loss or gradient is not finite; the parameters are those before that step.
         """
         while self.step < self._options.steps:
-            yield self._advance()
+            yield self._advance(watch)
 
-    def _advance(self) -> Step:
+    def _advance(self, watch: Callable[[], None]) -> Step:
         started = time.perf_counter()
         loss = self._accumulate_gradients()
         limit = self._options.max_grad_norm or math.inf
-        norm = float(self._accelerator.clip_grad_norm_(self._trained.values(), limit))
+        norm = float(self._accelerator.clip_grad_norm_(self.trained.values(), limit))
         # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
         if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
             raise UserError(
                 f"stage {self.stage} broke at step {self.step + 1}: loss {loss}, gradient norm {norm}; lower "
                 f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or the precision"
             )
+        watch()
         lr = float(self._optimizer.param_groups[0]["lr"])
         self._prepared.step()
         self._prepared.zero_grad()
@@ -116,7 +124,7 @@ class StageLoop:
         if self._after_step is not None:
             self._after_step(lr)
         if self._average is not None:
-            self._average.step(self._trained.values())
+            self._average.step(self.trained.values())
         self.step += 1
         return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
 
@@ -143,17 +151,17 @@ class StageLoop:
         if self._average is None:
             yield
             return
-        self._average.store(self._trained.values())
-        self._average.copy_to(self._trained.values())
+        self._average.store(self.trained.values())
+        self._average.copy_to(self.trained.values())
         try:
             yield
         finally:
-            self._average.restore(self._trained.values())
+            self._average.restore(self.trained.values())
 
     def settle(self) -> None:
         """End the stage: what was trained becomes its average for good, where one is kept."""
         if self._average is not None:
-            self._average.copy_to(self._trained.values())
+            self._average.copy_to(self.trained.values())
 
     def progress(self) -> Progress:
         """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
@@ -168,15 +176,15 @@ class StageLoop:
             "schedule": self._schedule.state_dict(),
             "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
         }
-        trained = {name: parameter.detach() for name, parameter in self._trained.items()}
-        average = dict(zip(self._trained, self._average.shadow_params, strict=True)) if self._average else {}
+        trained = {name: parameter.detach() for name, parameter in self.trained.items()}
+        average = dict(zip(self.trained, self._average.shadow_params, strict=True)) if self._average else {}
         return Progress(self.step, trained, tensors, numbers, average)
 
     @torch.no_grad()
     def restore(self, progress: Progress) -> None:
         """Go on from where another loop with the same options stood."""
-        assert progress.trained.keys() == self._trained.keys(), "the checkpoint is of something else that trains"
-        for name, parameter in self._trained.items():
+        assert progress.trained.keys() == self.trained.keys(), "the checkpoint is of something else that trains"
+        for name, parameter in self.trained.items():
             parameter.copy_(progress.trained[name])
         entries: dict[int, dict[str, Any]] = {}
         for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
@@ -188,7 +196,7 @@ class StageLoop:
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
         if self._average is not None:
-            for name, average in zip(self._trained, self._average.shadow_params, strict=True):
+            for name, average in zip(self.trained, self._average.shadow_params, strict=True):
                 average.copy_(progress.averaged[name])
             self._average.optimization_step = progress.step
         self.step = progress.step
