@@ -17,6 +17,11 @@ import pytest
         ("textual-inversion photos --class bag --stage2.steps 3", "no [stage2]"),
         ("two-stage photos --class bag --resume-from-checkpoint x/y", "only 'latest'"),
         ("two-stage photos more --class bag", "more"),
+        ("textual-inversion photos --class bag --with-prior-preservation", "there is no [stage2]"),
+        ("dreambooth photos", "--class"),
+        ("dreambooth photos --class bag --num-class-images 0", "--prior.num-class-images 0: must be at least 1"),
+        ("dreambooth photos --class bag --prior.source pictures", "must be 'images' or 'predictions'"),
+        ("dreambooth photos --class bag --text-encoder-lr 1e-6", "train_text_encoder = false"),
         ("two-stage photos --class bag --mixed-precision bfloat16", "did you mean bf16?"),
     ],
 )
@@ -30,6 +35,22 @@ def test_an_unset_variable_does_not_train_on_the_current_folder(mistake):
 
 def test_missing_photos_are_found_before_a_run_folder_is_made(mistake):
     mistake("train", "textual-inversion", "no-such-photos", "--class", "bag")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--class bag --class-data-dir no-such-folder", "no-such-folder does not exist"),
+        ("--token.role noun", "prior preservation needs to know the class"),
+        ("--class sks", "has the token sks in it"),
+        ("--class bag --prior.num-inference-steps 1000", "num_inference_steps 1000"),
+    ],
+)
+def test_a_prior_that_cannot_be_made_is_refused_before_a_run_folder_is_made(
+    mistake, photos, tiny_base, cache, arguments, expected
+):
+    assert expected in mistake("train", "dreambooth", photos, "--base", tiny_base, *arguments.split())
+    assert not cache.exists()
 
 
 def test_mistakes_in_flags_are_reported_together(twostage):

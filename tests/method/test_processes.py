@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from twostage.display import Display
-from twostage.recipe import Recipe
+from twostage.recipe import Prior, Recipe, Token
 from twostage.recipe_file import dump_recipe
 from twostage.run import train
 
@@ -70,3 +70,23 @@ def test_two_gloo_processes_equal_one_with_twice_the_batch(
     start = load_file(Path(tiny_recipe.base) / "unet" / "diffusion_pytorch_model.safetensors")
     tuned = load_file(two / "unet" / "diffusion_pytorch_model.safetensors")
     assert max((tuned[name] - tensor).abs().max() for name, tensor in start.items()) > 1e-4  # Something was trained.
+
+
+@pytest.mark.parametrize("source", ["images", "predictions"])
+def test_two_gloo_processes_share_the_prior_and_equal_one(tiny_recipe: Recipe, tmp_path: Path, source: str) -> None:
+    prior = Prior(preserve=True, source=source, num_class_images=5, num_inference_steps=2, states_per_path=2)
+    assert tiny_recipe.stage2
+    changes = {"adam_epsilon": 1e-2, "steps": 3, "train_text_encoder": True, "text_encoder_learning_rate": 1e-2}
+
+    def with_batch(size: int) -> Recipe:
+        stage2 = tiny_recipe.stage2.model_copy(update={"batch_size": size, **changes})
+        return tiny_recipe.model_copy(
+            update={"stage1": None, "token": Token(placeholder="sks"), "stage2": stage2, "prior": prior}
+        )
+
+    two = launch(with_batch(2), tmp_path, processes=2)
+    one = train(with_batch(4), tmp_path / "one", display=Display())
+    for file in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        ours, theirs = load_file(one / file), load_file(two / file)
+        for name, tensor in ours.items():
+            torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=1e-4)
