@@ -10,7 +10,7 @@ from twostage.export import Options, Source, check_options, default_output, find
 from twostage.export.shared.proof import Exported
 from twostage.export.shared.proof import export as write_export
 from twostage.families import load_base
-from twostage.run import load_pipeline, run_folder
+from twostage.run import load_pipeline, open_finished
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
 from twostage.subject.tokens import load_embedding
@@ -42,20 +42,17 @@ def export(
     """
     options = options or Options()
     check_options(to, options)
-    folder = RunFolder(run_folder(run))
-    recipe = folder.open()
+    folder, recipe = open_finished(Path(run))
     output = Path(output) if output else default_output(Path(run), to)
     RunFolder(output).check_free()
-    pipeline = load_pipeline(folder.path)
     source = Source(
         name=re.sub(r"[^\w.+-]+", "-", Path(run).resolve().name.removesuffix(".safetensors")).strip("-.") or "run",
         folder=folder.path,
         base=load_base(recipe.base),
-        pipeline=pipeline,
         embeddings=dict(load_embedding(file) for file in sorted(folder.path.glob("embedding/*.safetensors"))),
         adapters={file.parent.name: file.parent for file in folder.path.glob("adapter/*/adapter_config.json")},
         recipe=recipe,
         prompt=f"a photo of a {subject_phrase(recipe.token, recipe.data)}",
-        reload=load_pipeline,
+        load_pipeline=load_pipeline,
     )
     return write_export(source, find_format(to), options, output, display or terminal_display())

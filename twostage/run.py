@@ -14,6 +14,7 @@ from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.export.delta import unpack
 from twostage.families import Base, load_base, load_part
+from twostage.fork import find_parent
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
 from twostage.method.sampling import assemble, check_steps, draw, reads_whole
@@ -35,13 +36,23 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-def train(recipe: Recipe, output: Path, *, resume: bool = False, display: Display | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    token_from: Path | None = None,
+    display: Display | None = None,
+) -> Path:
     """Teach a base model one subject, as the recipe says.
 
     Args:
         recipe: the strategy with all its options; `data.photos` must be set.
         output: the run folder to make, or to go on with.
         resume: go on from the newest checkpoint in `output`; the result is the one an unbroken run would have had.
+        token_from: a run whose stage 1 is done; its token is taken, and stage 1 left out. Stage 2 begins at the base,
+            whatever that run made of it, and does what it does in an unbroken run of both stages. For a new run only:
+            it keeps a copy of the token.
         display: where progress is shown; the terminal when not given.
 
     Returns:
@@ -51,6 +62,12 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False, display: Displa
         UserError: something is wrong with the recipe, photos, base or output; a new run has then written nothing.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was saved and the display said how to go on.
     """
+    parent = None
+    if token_from is not None:
+        if resume:
+            raise UserError(f"--from is for a new run, and {output} has its token already; leave it out")
+        parent = find_parent(token_from)
+        recipe = parent.fork(recipe)
     session = Session(recipe, RunFolder(Path(output)), display or terminal_display())
     if not session.open(resume):
         return session.folder.path
@@ -58,8 +75,10 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False, display: Displa
         photos = find_subject_photos(recipe)
         class_images = find_class_pictures(recipe)
         base = load_base(recipe.base)
+        if parent:
+            parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
-    session.begin(base, subject.photos, class_images)
+    session.begin(base, subject.photos, class_images, parent)
     prior = prepare_class(session, base, class_images)
     with session.training():
         if recipe.stage1 and subject.placeholder:
@@ -100,7 +119,7 @@ def generate(
         UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or there is
             no adapter to scale.
     """
-    folder, recipe = _open_finished(run)
+    folder, recipe = open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     filled = [text.replace("{}", phrase) for text in prompts for _ in range(count)]
@@ -133,7 +152,7 @@ def load_pipeline(run: Path, *, adapter_scale: float = 1.0) -> StableDiffusionPi
     Raises:
         UserError: `run` is no finished run, its base cannot be loaded, or there is no adapter to scale.
     """
-    folder, recipe = _open_finished(run)
+    folder, recipe = open_finished(run)
     return _load_pipeline(folder, recipe, load_base(recipe.base), adapter_scale)
 
 
@@ -156,17 +175,13 @@ def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, adapter_scale:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run_folder(run: Path) -> Path:
-    """The folder of a run that is given as a folder, or as a delta of it, which is unpacked.
+def open_finished(run: Path) -> tuple[RunFolder, Recipe]:
+    """The folder and the recipe of a finished run that is given as its folder, or as a delta of it, which is unpacked.
 
     Raises:
-        UserError: it is a file and no delta, or one of another base.
+        UserError: it is none, or not finished; or a delta of another base.
     """
-    return unpack(Path(run)) if os.path.isfile(run) else Path(run)
-
-
-def _open_finished(run: Path) -> tuple[RunFolder, Recipe]:
-    folder = RunFolder(run_folder(run))
+    folder = RunFolder(unpack(Path(run)) if os.path.isfile(run) else Path(run))
     recipe = folder.open()
     if not folder.finished:
         raise UserError(f"the run in {run} is not finished; go on with: twostage train {run} --resume")

@@ -18,11 +18,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from twostage.errors import UserError
 
@@ -65,23 +66,26 @@ class Source:
         name: of its folder; exported files are called so.
         folder: the run folder.
         base: the pretrained pipeline it was trained from.
-        pipeline: the stock pipeline of the run: float32, adapters merged, tokens added.
         embeddings: the learned tokens by name, (num_vectors, D) each.
         adapters: PEFT folder by the component, "unet" or "text_encoder", that it adapts.
         recipe: the run's.
         prompt: asks for the subject.
-        reload: makes the pipeline of a run folder.
+        load_pipeline: makes the stock pipeline of a run folder: float32, adapters merged, tokens added.
     """
 
     name: str
     folder: Path
     base: Base
-    pipeline: StableDiffusionPipeline
     embeddings: dict[str, Tensor]
     adapters: dict[str, Path]
     recipe: Recipe
     prompt: str
-    reload: Callable[[Path], StableDiffusionPipeline]
+    load_pipeline: Callable[[Path], StableDiffusionPipeline]
+
+    @cached_property
+    def pipeline(self) -> StableDiffusionPipeline:
+        """That of the run; read when first asked for, after what is cheap to refuse has been refused."""
+        return self.load_pipeline(self.folder)
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,13 @@ class Written:
 
     Attributes:
         usage: what to do with them, and what is worth knowing, a line each.
-        exact: whether they should draw the run's own pictures, but for the rounding of the weights.
+        exact: whether they hold the run's own weights, but for rounding, and should draw its pictures.
+        judge: what more to tell of the pipeline that they gave; may refuse it with a UserError.
     """
 
     usage: list[str] = field(default_factory=list)
     exact: bool = True
+    judge: Callable[[Any], list[str]] = lambda loaded: []
 
 
 def known_formats() -> list[str]:

@@ -86,7 +86,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
 
 def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
     """The base with the file's changes in it."""
-    return source.reload(unpack(main_file(source, folder)))
+    return source.load_pipeline(unpack(main_file(source, folder)))
 
 
 def unpack(file: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from twostage.errors import UserError
 from twostage.export import Options, Source, Written
-from twostage.export.shared.files import load_embeddings, save_embeddings, without_tokens
+from twostage.export.shared.files import embedding_usage, load_embeddings, save_embeddings, without_tokens
 from twostage.method.sampling import assemble
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     for name, file in save_embeddings(source, options, folder).items():
         token = "" if options.naming == "diffusers" else f', token="{name}"'
         usage += [
-            f"{file.name}: for A1111 to embeddings/, and write {file.stem} for {name}",
-            f"{file.name}: for ComfyUI to models/embeddings/, and write embedding:{file.stem} for {name}",
+            embedding_usage(name, file.name),
             f'with diffusers: pipe.load_textual_inversion("{{folder}}/{file.name}"{token})',
         ]
     return Written(usage)

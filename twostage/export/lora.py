@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from twostage.export import Options, Source, Written
 from twostage.export.shared.files import (
     EMBEDDINGS,
     cast,
+    embedding_usage,
     load_embeddings,
     main_file,
     save,
@@ -33,8 +35,8 @@ OPTIONS = ("dtype", "naming", "rank")
 
 _COMPONENTS = ("unet", "text_encoder")
 _KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
-# What PEFT calls one, in adapter_config.json.
-_LORA = "LORA"
+# Of a change of weights, what rounding its factors to bfloat16 may take.
+_ROUNDING = 0.02
 
 
 def check(source: Source, options: Options) -> None:
@@ -45,12 +47,8 @@ def check(source: Source, options: Options) -> None:
     """
     if source.recipe.stage2 is None:
         raise UserError(f"run {source.name} tuned no weights: its recipe has no [stage2]; use --to embedding")
-    largest = max(min(weight.flatten(1).shape) for _, weight in _weights(source.pipeline.unet))
-    if options.rank is not None and not 1 <= options.rank <= largest:
-        raise UserError(
-            f"--rank {options.rank}: must be from 1 to {largest}, the full rank of the U-Net's largest layer; "
-            "4 to 128 are usual"
-        )
+    if options.rank is not None and options.rank < 1:
+        raise UserError(f"--rank {options.rank}: must be at least 1; 4 to 128 are usual")
     if options.rank is None and not source.adapters:
         raise UserError(
             f"run {source.name} tuned whole weights, which are no LoRA: give the --rank of one to extract from them, "
@@ -58,12 +56,19 @@ def check(source: Source, options: Options) -> None:
         )
     for folder in source.adapters.values() if options.rank is None else ():
         kind = _kind(_config(folder))
-        if kind != _LORA.lower() and (kind, options.naming) != ("dora", "diffusers"):
-            way = "--naming diffusers, which has names for it, " if kind == "dora" else ""
+        # diffusers reads DoRA's magnitudes under its own names and in the U-Net alone; elsewhere it drops them.
+        is_readable_dora = kind == "dora" and options.naming == "diffusers" and set(source.adapters) == {"unet"}
+        if kind != "lora" and not is_readable_dora:
+            way = "choose --naming diffusers, " if kind == "dora" and set(source.adapters) == {"unet"} else ""
             raise UserError(
-                f"run {source.name} trained a {kind} adapter, which these files have no names for: give {way}"
-                "a --rank to extract a LoRA from it, or export it merged with --to a1111, comfyui or diffusers"
+                f"run {source.name} trained an adapter of kind {kind}, which cannot be such a LoRA file: {way}give the "
+                "--rank of a LoRA to extract from it, or export it merged with --to a1111, comfyui or diffusers"
             )
+    largest = max(min(weight.flatten(1).shape) for weight in _weights(source.pipeline.unet))
+    if options.rank is not None and options.rank > largest:
+        raise UserError(
+            f"--rank {options.rank}: the U-Net's largest layer has full rank at {largest}; 4 to 128 are usual"
+        )
 
 
 def write(source: Source, options: Options, folder: Path) -> Written:
@@ -84,11 +89,9 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     save(stored, file, **(metadata if options.naming != "diffusers" else {}))
     usage = [f"{file.name}: rank {rank}; for A1111 to models/Lora/, for ComfyUI to models/loras/"]
     for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
-        usage += [f"{EMBEDDINGS}/{embedding.name}: the token {name}; without it the LoRA has not all of the subject"]
+        usage += [embedding_usage(name, f"{EMBEDDINGS}/{embedding.name}")]
     usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")']
-    if options.rank is not None:
-        usage += [*_report(source, load(source, options, folder))]
-    return Written(usage, exact=options.rank is None)
+    return Written(usage, exact=options.rank is None, judge=partial(_judge, source, options))
 
 
 def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
@@ -142,24 +145,35 @@ def _named(component: str, module: str, factors: dict[str, Tensor], naming: str)
     return {f"{component}.{module}.{keys[part]}": value for part, value in factors.items()}
 
 
-def _report(source: Source, loaded: Any) -> Iterator[str]:
-    """What of the run the extracted LoRA has lost, measured on what stock diffusers made of the file."""
+def _judge(source: Source, options: Options, loaded: Any) -> list[str]:
+    """What of the run the LoRA has lost, measured on what stock diffusers made of the file.
+
+    Raises:
+        UserError: it should have lost nothing, and has.
+    """
+    lines = []
     for component in _COMPONENTS:
-        loss = measure_loss(
-            getattr(source.pipeline, component), getattr(source.base, component), getattr(loaded, component)
-        )
-        if loss.layer:
-            yield (
-                f"{component}: the LoRA lacks {loss.overall:.1%} of the change of weights (relative Frobenius norm; "
-                f"{loss.outside:.1%} in biases and norms, which no LoRA has); the worst layer, {loss.layer}, lacks "
-                f"{loss.worst:.1%}"
+        nets = (getattr(pipeline, component) for pipeline in (source.pipeline, source.base, loaded))
+        loss = measure_loss(*nets)
+        if not loss.layer:
+            continue
+        if options.rank is None and loss.overall > _ROUNDING:
+            raise UserError(
+                f"loaded again by diffusers, the LoRA lacks {loss.overall:.1%} of what the run changed in the "
+                f"{component}; nothing was kept. Export the run merged, with --to a1111, comfyui or diffusers"
             )
+        lines.append(
+            f"{component}: the LoRA lacks {loss.overall:.1%} of the change of weights (relative Frobenius norm; "
+            f"{loss.outside:.1%} in biases and norms, which no LoRA has); the worst layer, {loss.layer}, lacks "
+            f"{loss.worst:.1%}"
+        )
+    return lines if options.rank is not None else []
 
 
-def _weights(net: Any) -> Iterator[tuple[str, Tensor]]:
-    for name, module in net.named_modules():
+def _weights(net: Any) -> Iterator[Tensor]:
+    for module in net.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            yield name, module.weight
+            yield module.weight
 
 
 def _config(folder: Path) -> dict[str, Any]:

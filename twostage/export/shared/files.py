@@ -86,6 +86,15 @@ def without_tokens(source: Source) -> Any:
     return encoder
 
 
+def embedding_usage(name: str, file: str) -> str:
+    """Where the file of a token goes, and what then stands for it in prompts: its name is the file's."""
+    stem = Path(file).stem
+    return (
+        f"{file}: {name}; A1111 wants it in embeddings/ and {stem} in prompts, ComfyUI in models/embeddings/ and "
+        f"embedding:{stem} in prompts"
+    )
+
+
 # The single file
 
 

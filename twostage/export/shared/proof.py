@@ -21,6 +21,10 @@ from twostage.run_folder import whole_folder
 # Mean difference of the picture, in 8-bit levels, above which an export is no copy of its run: several times what
 # the rounding of the weights does, and a fraction of what a wrong layer does.
 TOLERANCE = {"float32": 0.5, "float16": 2.0, "bfloat16": 8.0}
+# Relative to a tensor's norm; of factors, it is doubled.
+_ROUNDING = {"float32": 1e-5, "float16": 2**-10, "bfloat16": 2**-7}
+# Of float16's numbers.
+_SMALLEST = 6e-8
 SAMPLE = Sample(num_inference_steps=8)
 SEED = 0
 
@@ -65,13 +69,16 @@ def export(source: Source, form: ModuleType, options: Options, folder: Path, dis
         written = form.write(source, options, temporary)
         update(2)
         loaded = form.load(source, options, temporary)
+        if written.exact:
+            _check_weights(source, loaded, options)
+        judged = written.judge(loaded)
         update(3)
         theirs = _draw(source, loaded.to(source.pipeline.device))
         update(4)
         exported = Exported(
             folder,
             _sizes(temporary),
-            [line.replace("{folder}", str(folder)) for line in written.usage],
+            [line.replace("{folder}", str(folder)) for line in written.usage + judged],
             *difference(ours, theirs),
             TOLERANCE[options.precision] if written.exact else None,
         )
@@ -93,6 +100,20 @@ def _draw(source: Source, pipeline: Any) -> Image.Image:
 def _sizes(folder: Path) -> dict[str, int]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_weights(source: Source, loaded: Any, options: Options) -> None:
+    """A picture can look right where a bias is missing; so every tensor must be the run's, but for rounding."""
+    for component in source.base.family.MODELS:
+        ours, theirs = (getattr(pipeline, component).state_dict() for pipeline in (source.pipeline, loaded))
+        assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+        for name, value in ours.items():
+            apart = (theirs[name].to(value.device) - value).norm()
+            if not apart <= _ROUNDING[options.precision] * value.norm() + _SMALLEST * value.numel() ** 0.5:
+                raise UserError(
+                    f"loaded again, {component}.{name} is not what the run has (a relative difference of "
+                    f"{apart / value.norm():.2g}); nothing was kept"
+                )
 
 
 def _check(exported: Exported, options: Options) -> None:
