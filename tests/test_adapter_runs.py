@@ -22,8 +22,13 @@ from twostage.run import generate, train
 
 KINDS = ("lora", "rslora", "dora", "loha", "lokr", "oft", "boft")
 
-# Stock peft, here the judge, tries to compile for BOFT and says that it cannot.
-pytestmark = pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n_butterfly")
+# Stock peft, here the judge, tries to compile for BOFT and says that it cannot; and it asks
+# transformers in a way that is going out.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Failed to load the CUDA extension",
+    "ignore:Setting boft_n_butterfly",
+    "ignore:`is_gradient_checkpointing`:FutureWarning",
+)
 
 
 @pytest.fixture

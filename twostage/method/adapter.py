@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from copy import copy
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -123,7 +123,7 @@ def adapter_config(net: Any, options: Adapter, wanted: Sequence[str]) -> PeftCon
         case "lokr":
             return LoKrConfig(r=options.rank, alpha=alpha, rank_dropout=options.dropout, target_modules=targets)
         case "oft":
-            return OFTConfig(oft_block_size=_block_size(options.rank, modules), target_modules=targets)
+            return OFTConfig(r=0, oft_block_size=_block_size(options.rank, modules), target_modules=targets)
         case "boft":
             return BOFTConfig(
                 boft_block_size=_block_size(options.rank, modules),
@@ -172,12 +172,9 @@ def save_adapter(net: Any, folder: Path, base: str) -> None:
         folder: to write to; made where it is missing.
         base: the name of the pretrained pipeline.
     """
-    config = replace(
-        net.peft_config["default"],
-        base_model_name_or_path=base,
-        target_modules=sorted(net.peft_config["default"].target_modules),
-        inference_mode=True,
-    )
+    config = copy(net.peft_config["default"])
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.target_modules = sorted(config.target_modules)  # A set, else written in another order each time.
     config.save_pretrained(folder)
     tensors = get_peft_model_state_dict(net, save_embedding_layers=False)  # "auto" would ask the hub.
     prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
