@@ -10,6 +10,7 @@ import typer
 from twostage.errors import UserError
 from twostage.recipe import Recipe
 from twostage.recipe_file import load_recipe
+from twostage.recipe_fork import fork_recipe, read_recipe
 
 from .flags import recipe_flags
 
@@ -36,6 +37,15 @@ def train(
     resume_from_checkpoint: Annotated[
         str | None, typer.Option(metavar="latest", help="The same as --resume; 'latest' is the only choice.")
     ] = None,
+    token_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Take the token, and what it stands for, from a run whose stage 1 is done, and begin with stage 2. "
+            "Its tuned weights are not taken: for those, export it `--to diffusers` and make that the --base.",
+        ),
+    ] = None,
     *,
     overrides: dict[str, Any],
 ) -> None:
@@ -51,6 +61,8 @@ def train(
     if photos is not None:
         overrides["data.photos"] = photos
     resolved = load_recipe(recipe, overrides=overrides)
+    if token_from is not None:
+        resolved = _fork(recipe, resolved, token_from, overrides)
     folder = _photos(resolved)
     _check_class(resolved)
     resume = resume or resume_from_checkpoint is not None
@@ -60,8 +72,17 @@ def train(
 
     from twostage import run  # imports torch: only now, when all that is cheap to check has been checked
 
-    finished = run.train(resolved, output, resume=resume)
-    typer.echo(f'{finished} is ready; try: twostage generate {finished} "a photo of a {{}} on the beach"')
+    finished = run.train(resolved, output, resume=resume, token_from=token_from)
+    prompt = "a house in the style of {}" if resolved.data.learnable == "style" else "a photo of a {} on the beach"
+    typer.echo(f'{finished} is ready; try: twostage generate {finished} "{prompt}"')
+
+
+def _fork(name: str, recipe: Recipe, run: Path, overrides: dict[str, Any]) -> Recipe:
+    """The recipe with the token of a run, and its base where neither flags nor recipe name one."""
+    parent = read_recipe(run)
+    if "base" not in overrides and recipe.base == Recipe.model_fields["base"].default != parent.base:
+        recipe = load_recipe(name, overrides={**overrides, "base": parent.base})
+    return fork_recipe(recipe, parent, run, overrides)
 
 
 def _photos(recipe: Recipe) -> Path:
@@ -75,5 +96,9 @@ def _photos(recipe: Recipe) -> Path:
 
 def _check_class(recipe: Recipe) -> None:
     """Ask for the class noun before a base is loaded or downloaded: an adjective has to stand before something."""
-    if recipe.token.role == "adjective" and not recipe.data.class_noun.strip():
-        raise UserError("what is on the photos? say it in a word or two, as in --class backpack")
+    noun_needed = recipe.token.role == "adjective" and recipe.data.learnable == "subject"
+    if noun_needed and not recipe.data.class_noun.strip():
+        raise UserError(
+            "what is on the photos? say it in a word or two, as in --class backpack (for prompts without it, "
+            "--token.role noun)"
+        )

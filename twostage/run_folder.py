@@ -24,12 +24,14 @@ from typing import Any
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.method.loop import Progress, Step
 from twostage.method.sampling import grid
 from twostage.recipe import Checkpoints, Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
+from twostage.subject.tokens import embedding_file_name, save_embedding
 
 _UNFINISHED = ".writing-"
 
@@ -85,8 +87,13 @@ class RunFolder:
     def finished(self) -> bool:
         return bool(self.facts.get("finished"))
 
-    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+    def create(self, recipe: Recipe, facts: dict[str, Any], rows: Tensor | None = None) -> None:
         """Begin a run.
+
+        Args:
+            recipe: its recipe.
+            facts: for run.json.
+            rows: of the recipe's token, where it is learned already.
 
         Raises:
             UserError: it cannot be written; nothing of it is left.
@@ -96,12 +103,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._write_text("recipe.toml", dump_recipe(recipe))
+            if rows is not None:
+                save_embedding(self.embedding_file(recipe), recipe.token.placeholder, rows)
             self.update(**facts, finished=False)
         except UserError:
             self._file("recipe.toml").unlink(missing_ok=True)
+            shutil.rmtree(self.path / "embedding", ignore_errors=True)
             if not existed:
                 self.path.rmdir()
             raise
+
+    def embedding_file(self, recipe: Recipe) -> Path:
+        """Where the learned token is, or will be."""
+        return self.path / "embedding" / embedding_file_name(recipe.token.placeholder)
 
     def update(self, **facts: Any) -> None:
         """Add to run.json."""

@@ -21,6 +21,7 @@ from twostage import __version__
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.fork import Parent
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.selfcheck import PATIENCE, SelfCheck
@@ -46,6 +47,7 @@ class Session:
         folder: where it is written.
         accelerator: device, precision, processes and trackers.
         reached_stage: the one to go on with; 0 where the run starts.
+        has_token: whether the token was taken from another run, so that there is no stage 1 to do.
         checks: what the self-checks have found, for run.json.
     """
 
@@ -56,6 +58,7 @@ class Session:
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
         self.reached_stage = 0
+        self.has_token = False
         self.checks: dict[str, Any] = {}
         self._resumes = False
         self._progress: Progress | None = None
@@ -91,7 +94,7 @@ class Session:
         self.checks = dict(self.folder.facts.get("checks", {}))
         return not self.folder.finished
 
-    def begin(self, base: Base, photos: list[Photo], class_images: list[Photo]) -> None:
+    def begin(self, base: Base, photos: list[Photo], class_images: list[Photo], parent: Parent | None = None) -> None:
         """Write the first files of a new run, or find where an interrupted one stood.
 
         Raises:
@@ -105,6 +108,9 @@ class Session:
             "class_images": [_identity(picture) for picture in class_images],
         }
         step = 0
+        self.has_token = parent is not None or "from" in self.folder.facts
+        if parent and parent.differs(identity["photos"]):
+            self.display.say(f"note: the token of {parent.folder.path} was learned from other photos")
         if self._resumes:
             self._check_identity(identity)
             found = self.folder.newest_checkpoint()
@@ -120,8 +126,13 @@ class Session:
             if self._resumes:
                 self.folder.rewind(self.reached_stage, step)
             else:
-                self.folder.create(self.recipe, {"versions": _versions(), "device": _describe(self.device), **identity})
+                facts = {"versions": _versions(), "device": _describe(self.device), **identity}
+                if parent:
+                    facts["from"] = parent.facts
+                self.folder.create(self.recipe, facts, parent.rows if parent else None)
             self._save_facts()
+        if parent:
+            self.accelerator.wait_for_everyone()  # All read the token from the folder.
         if self.recipe.report_to != "none":
             self.accelerator.init_trackers("twostage")
 

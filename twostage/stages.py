@@ -42,7 +42,6 @@ from twostage.subject.tokens import (
     check_prompts,
     check_word,
     drop_placeholder,
-    embedding_file_name,
     load_embedding,
     save_embedding,
 )
@@ -131,8 +130,8 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     """Stage 1, and its result: the learned rows in the text encoder and in the embedding file."""
     placeholder = subject.placeholder
     assert placeholder is not None
-    file = session.folder.path / "embedding" / embedding_file_name(placeholder.name)
-    if session.reached_stage > 1:
+    file = session.folder.embedding_file(session.recipe)
+    if session.reached_stage > 1 or session.has_token:
         write_rows(base.text_encoder, placeholder.token_ids, load_embedding(file)[1])
         return
     base.text_encoder.to(session.device)

@@ -1,0 +1,92 @@
+"""The run that another takes its token from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from twostage.errors import UserError
+from twostage.families import Base
+from twostage.recipe import Recipe
+from twostage.recipe_fork import fork_recipe, read_recipe
+from twostage.run_folder import RunFolder
+from twostage.subject.tokens import load_embedding
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A run whose stage 1 is done, whatever became of its stage 2.
+
+    Attributes:
+        folder: of the run, its facts read.
+        recipe: its recipe.
+        rows: of its token, (num_vectors, D).
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    rows: Tensor
+
+    def fork(self, recipe: Recipe) -> Recipe:
+        """The recipe of a run that takes this one's token; see `fork_recipe`.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        return fork_recipe(recipe, self.recipe, self.folder.path)
+
+    def check_base(self, base: Base) -> None:
+        """An embedding means something to the text encoder it was learned for, and to no other.
+
+        Raises:
+            UserError: naming both bases.
+        """
+        own = self.folder.facts.get("base", {})
+        if own.get("sha256") != base.content_hash:
+            raise UserError(
+                f"--from {self.folder.path} learned its token for base {own.get('name')!r} "
+                f"(sha256 {str(own.get('sha256'))[:12]}), and this run's is {base.source!r} "
+                f"(sha256 {base.content_hash[:12]}); give --base {own.get('name')}, or train both stages"
+            )
+
+    def differs(self, photos: list[dict[str, Any]]) -> bool:
+        """Whether the token was learned from other photos than these, given as in run.json."""
+        seen = [photo.get("sha256") for photo in self.folder.facts.get("photos", [])]
+        return seen != [photo["sha256"] for photo in photos]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For run.json of the new run."""
+        return {
+            "run": str(self.folder.path),
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "rows_sha256": hashlib.sha256(self.rows.float().contiguous().numpy().tobytes()).hexdigest(),
+        }
+
+
+def find_parent(run: Path) -> Parent:
+    """Read the run that a token is to be taken from.
+
+    Raises:
+        UserError: there is no such run, it learns no token, or has not learned it yet, or its files are broken.
+    """
+    folder = RunFolder(Path(run))
+    recipe = read_recipe(folder.path)
+    folder.open()
+    file = folder.embedding_file(recipe)
+    if not file.exists():
+        raise UserError(
+            f"--from {run}: it has not finished stage 1; go on with: twostage train {run} --resume, then take its token"
+        )
+    name, rows = load_embedding(file)
+    if (name, len(rows)) != (recipe.token.placeholder, recipe.token.num_vectors):
+        raise UserError(
+            f"--from {run}: {file} holds {name!r} of {len(rows)} vectors, and its recipe says "
+            f"{recipe.token.placeholder!r} of {recipe.token.num_vectors}; train it anew"
+        )
+    return Parent(folder, recipe, rows)
