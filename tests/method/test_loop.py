@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 from twostage.errors import UserError
 from twostage.families import load_base
@@ -152,3 +153,55 @@ def test_what_trains_is_float32_in_half_precision_too(make_loop: Any) -> None:
         AcceleratorState._reset_state()
     assert {tensor.dtype for tensor in weights(loop).values()} == {torch.float32}
     assert losses == pytest.approx([step.loss for step in make_loop(steps=2).steps()], rel=0.05)
+
+
+# The average of the weights
+
+
+def test_the_average_is_diffusers_own_and_leaves_training_alone(make_loop: Any) -> None:
+    plain, averaging = make_loop(), make_loop(ema_decay=0.6)
+    trained = dict(averaging._learner.named_parameters())
+    judge = EMAModel(trained.values(), decay=0.6)
+    for _ in averaging.steps():
+        judge.step(trained.values())
+    list(plain.steps())
+    one, other = weights(plain), weights(averaging)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    with averaging.averaged():
+        within = weights(averaging)
+    assert all(torch.equal(tensor, within[name]) for name, tensor in zip(trained, judge.shadow_params, strict=True))
+    assert any(not torch.equal(within[name], one[name]) for name in one)
+    after = weights(averaging)
+    assert all(torch.equal(after[name], one[name]) for name in one)
+
+    averaging.settle()
+    settled = weights(averaging)
+    assert all(torch.equal(settled[name], within[name]) for name in within)
+
+
+def test_an_average_by_hand(make_loop: Any) -> None:
+    """At step k the decay is the least of the option and k / (9 + k); at the first there is nothing to keep."""
+    loop = make_loop(ema_decay=0.21, steps=4)
+    average: dict[str, torch.Tensor] = {}
+    for step in loop.steps():
+        decay = 0.0 if step.step == 1 else min(0.21, step.step / (9 + step.step))
+        now = weights(loop)
+        average = {name: decay * average.get(name, now[name]) + (1 - decay) * now[name] for name in now}
+    with loop.averaged():
+        assert_close(weights(loop), average, atol=1e-6)
+
+
+def test_a_restored_average_goes_on_bit_for_bit(make_loop: Any) -> None:
+    unbroken = make_loop(ema_decay=0.9)
+    list(unbroken.steps())
+    broken = make_loop(ema_decay=0.9)
+    stepping = broken.steps()
+    next(stepping), next(stepping)
+    resumed = make_loop(ema_decay=0.9)
+    resumed.restore(broken.progress())
+    list(resumed.steps())
+    for loop in (unbroken, resumed):
+        loop.settle()
+    one, other = weights(unbroken), weights(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
