@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,23 @@ def test_the_priors_draws_are_addressed_and_leave_the_subjects_alone(
         parts = [getattr(half.question(scheduler), name) for half in halves]
         assert torch.equal(torch.cat(parts), getattr(whole.prior.question(scheduler), name))
     assert not torch.equal(whole.prior.question(scheduler).target, alone.noise)
+
+
+def test_photos_of_another_shape_than_the_priors_pictures_have_the_same_loss(
+    tiny_base: Path, photos: Path, make: Any
+) -> None:
+    """Photos in buckets: both losses, each in a batch of its own."""
+    base, found = load_base(str(tiny_base)), find_photos(photos)
+    examples = encode_photos(base, found, Data(fit="bucket"), "red backpack", 0, CPU)
+    samples = make()[0]
+    batch = Preserving(examples, samples).batch(2, 3, range(2), 2)
+    assert batch.prior
+    assert batch.prior.latents.shape != batch.latents.shape
+    states = encode_prompts(base, [*all_prompts(found, Data(), "red backpack"), *samples.prompts], str, CPU)
+    with torch.no_grad():
+        learner = DenoiserLearner(base, EncodedText(states), prior_weight=0.3)
+        expected = learner(replace(batch, prior=None)) + 0.3 * learner(batch.prior)
+        torch.testing.assert_close(learner(batch), expected)
 
 
 # Class images

@@ -72,7 +72,7 @@ def _whole(path: Path, side: int) -> bool:
         return False
 
 
-def _draw(making: Making, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _draw(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
     base, options = making.base, making.options
     pipeline = assemble(
         base, tokenizer=base.tokenizer, text_encoder=base.text_encoder, unet=base.unet, vae=base.vae
@@ -82,10 +82,13 @@ def _draw(making: Making, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]
         seeds = [torch_seed(address(_DRAWING, making.seed, index)) for index in together]
         with making.accelerator.autocast():
             drawn = draw(pipeline, [making.prompt] * len(together), seeds, how, making.side, together=len(together))
-        for index, picture in zip(together, drawn, strict=True):
-            data = io.BytesIO()
-            picture.save(data, format="PNG")
-            yield index, data.getvalue()
+        yield {index: _png(picture) for index, picture in zip(together, drawn, strict=True)}
+
+
+def _png(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    return data.getvalue()
 
 
 def _encode(making: Making, pictures: Sequence[Photo]) -> tuple[Posterior, ...]:

@@ -15,7 +15,7 @@ from twostage.families import Base
 from twostage.method.examples import PriorBatch
 from twostage.recipe import Data, Prior
 
-Make = Callable[[Sequence[int]], Iterable[tuple[int, bytes]]]
+Make = Callable[[Sequence[int]], Iterable[dict[int, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Making:
             shelf: to fill.
             whole: whether a file there is good.
             count: files it should hold.
-            make: numbers of files -> for each of them, its number and what belongs in the file.
+            make: numbers of files -> batch after batch, what belongs in the files of those numbers.
             label: of the progress.
         """
         missing = shelf.missing(count, whole)
@@ -97,8 +97,11 @@ class Making:
         if not indices:
             return
         with self.display.progress(label, len(indices)) as update:
-            for done, (index, data) in enumerate(make(indices), start=1):
-                shelf.put(index, data)
+            done = 0
+            for batch in make(indices):
+                for index, data in batch.items():
+                    shelf.put(index, data)
+                done += len(batch)
                 update(done)
 
 

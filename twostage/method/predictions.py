@@ -102,7 +102,7 @@ def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _compute(making: Making, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _compute(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
     base, options, device = making.base, making.options, making.accelerator.device
     text_encoder = base.text_encoder.to(device)
     with quiet():
@@ -111,8 +111,7 @@ def _compute(making: Making, indices: Sequence[int]) -> Iterator[tuple[int, byte
     for together in in_batches(indices, options.sample_batch_size):
         with making.accelerator.autocast():
             paths = _walk(making, together, states)
-        for index, tensors in zip(together, paths, strict=True):
-            yield index, save(tensors)
+        yield {index: save(tensors) for index, tensors in zip(together, paths, strict=True)}
 
 
 def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[str, Tensor]]:
