@@ -109,6 +109,8 @@ class DenoiserLearner(nn.Module):
 class EncodedText(nn.Module):
     """States of prompts, looked up: the text encoder is frozen and has left memory."""
 
+    states: Tensor
+
     def __init__(self, states: dict[str, Tensor]) -> None:
         super().__init__()
         self._places = {prompt: place for place, prompt in enumerate(states)}
