@@ -55,11 +55,15 @@ def export(
 
     exported = exporting.export(run, to, folder, options)
     for name, size in exported.files.items():
-        typer.echo(f"{exported.folder / name}  {size / 1e6:.1f} MB")
+        typer.echo(f"{exported.folder / name}  {_size(size)}")
     for line in exported.usage:
         typer.echo(line)
-    limit = f"at most {exported.tolerance:g} was asked for" if exported.tolerance else "an approximation: no limit"
+    limit = f"limit {exported.tolerance:g}" if exported.tolerance else "an approximation, so no limit"
     typer.echo(
-        f"loaded again by diffusers: a picture differs from the run's own by {exported.mean:.2f} of 255 levels in the "
-        f"mean ({limit}), {exported.largest} at most"
+        f"loaded again by diffusers, it draws the run's picture but for {exported.mean:.2f} of 255 levels in the mean "
+        f"({limit}), {exported.largest} at most"
     )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

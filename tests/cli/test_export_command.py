@@ -22,11 +22,11 @@ def test_the_output_says_where_what_is_and_how_to_load_it(twostage: Any, finishe
     result = twostage("export", finished, "--to", "comfyui", "-o", "out", "--dtype", "bfloat16")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("out/embeddings/rare.safetensors  0.0 MB")
+    assert lines[0].startswith("out/embeddings/rare.safetensors  0.2 kB")
     assert lines[1].startswith("out/finished.safetensors  0.2 MB")
     assert 'from_single_file("out/finished.safetensors", config="' in result.stdout
-    assert "a picture differs from the run's own by " in lines[-1]
-    assert "at most 8 was asked for" in lines[-1]
+    assert lines[-1].startswith("loaded again by diffusers, it draws the run's picture but for 0.")
+    assert "(limit 8)" in lines[-1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings", "finished.safetensors"]
 
 

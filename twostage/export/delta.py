@@ -81,7 +81,8 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     }
     file = main_file(source, folder)
     save(tensors, file, **{_METADATA: json.dumps(facts)})
-    return Written([f'draw with it: twostage generate {{folder}}/{file.name} "{source.prompt}"'])
+    needs = f"it needs the base {source.base.source!r} of sha256 {source.base.content_hash[:12]}"
+    return Written([needs, f'draw with it: twostage generate {{folder}}/{file.name} "{source.prompt}"'])
 
 
 def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:

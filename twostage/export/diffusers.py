@@ -25,7 +25,7 @@ def check(source: Source, options: Options) -> None:
 
 def write(source: Source, options: Options, folder: Path) -> Written:
     """The pipeline in diffusers' layout, tokens in tokenizer and text encoder."""
-    stored = copy.deepcopy(source.pipeline).to("cpu")
+    stored = copy.deepcopy(source.pipeline)
     for name in source.base.family.MODELS:
         model = getattr(stored, name)
         for key, value in model.state_dict().items():

@@ -64,7 +64,9 @@ def export(source: Source, form: ModuleType, options: Options, folder: Path, dis
     """
     form.check(source, options)
     with display.progress("export", 4) as update, quiet(), whole_folder(folder) as temporary:
+        device = source.pipeline.device
         ours = _draw(source, source.pipeline)
+        source.pipeline.to("cpu")  # A card that holds one pipeline need not hold two.
         update(1)
         written = form.write(source, options, temporary)
         update(2)
@@ -73,7 +75,7 @@ def export(source: Source, form: ModuleType, options: Options, folder: Path, dis
             _check_weights(source, loaded, options)
         judged = written.judge(loaded)
         update(3)
-        theirs = _draw(source, loaded.to(source.pipeline.device))
+        theirs = _draw(source, loaded.to(device))
         update(4)
         exported = Exported(
             folder,
