@@ -142,7 +142,7 @@ class Encoder:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows = [[start, *list(ids)[: self.limit - 2], end] for ids in token_ids]
         states = []
-        with (display or Display()).progress(f"{self.name} reads words", len(rows)) as update:
+        with (display or Display()).progress(f"{self.name} reads", len(rows)) as update:
             for first in range(0, len(rows), _BATCH):
                 batch = rows[first : first + _BATCH]
                 width = max(map(len, batch))
@@ -154,14 +154,14 @@ class Encoder:
                 update(min(first + _BATCH, len(rows)))
         return torch.cat(states)
 
-    def pull(self, token_ids: Sequence[Sequence[int]], noun: str) -> Tensor:
+    def pull(self, token_ids: Sequence[Sequence[int]], noun: str, display: Display | None = None) -> Tensor:
         """How far each text, put before a noun, draws the noun's sentence away from what it says without, (N,).
 
         One minus the cosine between the encoder's states at the end of "a photo of a <text> <noun>" and of
         "a photo of a <noun>": a word that means nothing to the encoder leaves the sentence nearly where it was.
         """
         before, after = self.vocabulary.encode("a photo of a"), self.vocabulary.encode(noun)
-        states = self.end_states([[*before, *after], *([*before, *ids, *after] for ids in token_ids)])
+        states = self.end_states([[*before, *after], *([*before, *ids, *after] for ids in token_ids)], display)
         return 1 - F.cosine_similarity(states[1:], states[:1])
 
     def table_measures(self) -> list[Measure]:
@@ -171,9 +171,9 @@ class Encoder:
             self._measure("neighbours", self.nearness),
         ]
 
-    def pull_measure(self, noun: str) -> Measure:
+    def pull_measure(self, noun: str, display: Display | None = None) -> Measure:
         """What the encoder's output tells of training, by how far words draw the noun's sentence."""
-        return self._measure("pull", lambda ids: self.pull([[index] for index in ids], noun))
+        return self._measure("pull", lambda ids: self.pull([[index] for index in ids], noun, display))
 
     def norm_shift(self, token_ids: Sequence[int]) -> Tensor:
         """How far each embedding's norm is from that of rows training never reached, (N,)."""

@@ -115,7 +115,7 @@ def inspect_text(
     weighed = None
     if vocabulary.merges and len(text.split()) == 1:
         ids = tuple(piece.id for piece in pieces)
-        weighed = RareTokens(encoder, noun).weigh([(text.strip().lower(), ids)])[0]
+        weighed = RareTokens(encoder, noun, display).weigh([(text.strip().lower(), ids)])[0]
     return Inspection(
         encoder.name,
         len(encoder.tokenizer),

@@ -30,7 +30,7 @@ NEIGHBOURS = 3
 # Stands where the user names no class.
 ANY_NOUN = "thing"
 # Candidates whose sentences are encoded, for each that is asked for, and at least.
-_ENCODED, _ENCODED_AT_LEAST = 10, 200
+_ENCODED, _ENCODED_AT_LEAST = 10, 100
 # Rarest heads and ends that sequences are made of.
 _POOL = {2: 60, 3: 20}
 
@@ -105,7 +105,7 @@ class RareTokens:
             )
         self.noun = noun or ANY_NOUN
         self.notes = check_noun(self.vocabulary, noun) if noun else []
-        self.measures = [*encoder.table_measures(), encoder.pull_measure(self.noun)]
+        self.measures = [*encoder.table_measures(), encoder.pull_measure(self.noun, self.display)]
         self.notes += self._evidence()
 
     def suggest(self, count: int, length: int = 1) -> list[RareToken]:
@@ -118,8 +118,9 @@ class RareTokens:
 
     def adjectives(self, count: int) -> list[RareToken]:
         """The `count` rarest adjectives of one token, the best first."""
-        known = sorted(word_list("adjectives") & self.vocabulary.words.keys())
-        return self.weigh(((word, (self.vocabulary.words[word],)) for word in known), spelled=False)[:count]
+        known = [word for word in reversed(self.vocabulary.known) if word in word_list("adjectives")]
+        rarest = known[: max(_ENCODED * count, _ENCODED_AT_LEAST)]
+        return self.weigh(((word, (self.vocabulary.words[word],)) for word in rarest), spelled=False)[:count]
 
     def weigh(self, texts: Iterable[Candidate], *, spelled: bool = True) -> list[RareToken]:
         """Texts, weighed, the rarest first; `spelled` counts it against a text that it looks like a word."""
@@ -127,7 +128,7 @@ class RareTokens:
         if not candidates:
             return []
         ids = [own for _, own in candidates]
-        pulls = self.encoder.pull(ids, self.noun)
+        pulls = self.encoder.pull(ids, self.noun, self.display)
         weighed = []
         for (text, own), trained, pull in zip(candidates, self._trained(ids, pulls), pulls, strict=True):
             against: dict[Verdict, float] = {
