@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, ViTImageProcessor
 
@@ -51,11 +52,11 @@ class Plan:
     vae: Schedule = Schedule(steps=7000, learning_rate=3e-3, weight_decay=0.0)
     vae_batch: int = 16
     text: Schedule = Schedule(steps=600, learning_rate=1e-3)
-    denoiser: Schedule = Schedule(steps=4600, learning_rate=1e-3, warmup=100, ema=0.999)
-    denoiser_batch: int = 32
+    denoiser: Schedule = Schedule(steps=5700, learning_rate=1e-3, warmup=200, ema=0.999)
+    denoiser_batch: int = 64
     judge: Schedule = Schedule(steps=3000, learning_rate=2e-3)
     vit: Schedule = Schedule(steps=320, learning_rate=1e-3)
-    clip: Schedule = Schedule(steps=500, learning_rate=1e-3)
+    clip: Schedule = Schedule(steps=900, learning_rate=1e-3)
     contrastive_batch: int = 128
 
 
@@ -181,7 +182,7 @@ def train_denoiser(
         rows = torch.from_numpy(bench.rows(step, plan.denoiser_batch))
         noise, sample = torch.randn((2, len(rows), *mean.shape[1:]), generator=generator)
         latents = (mean[rows].float() + std[rows].float() * sample) * scale
-        timesteps = torch.randint(0, 1000, (len(rows),), generator=generator)
+        timesteps = objectives.draw_timesteps(len(rows), generator)
         variant = torch.randint(0, CAPTION_VARIANTS, (len(rows),), generator=generator)
         dropped = torch.rand(len(rows), generator=generator) < EMPTY_PROMPT_SHARE
         input_ids = torch.where(dropped[:, None], empty, captions[rows, variant].long()).to(bench.device)
@@ -190,9 +191,16 @@ def train_denoiser(
         with torch.no_grad():
             states = text_encoder(input_ids).last_hidden_state
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        return objectives.multiscale_loss(unet(noisy, timesteps.to(bench.device), states).sample, target)
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            prediction = unet(noisy, timesteps.to(bench.device), states).sample
+        return objectives.multiscale_loss(prediction.float(), target)
 
+    processors = unet.attn_processors
+    if bench.device.type == "cpu":
+        # In bfloat16 on a CPU, the backward pass of the fused attention takes as long as all convolutions.
+        unet.set_attn_processor(AttnProcessor())
     bench.fit("denoiser", unet, loss, plan.denoiser)
+    unet.set_attn_processor(processors)
     return unet
 
 
@@ -321,7 +329,7 @@ def recipe_of(plan: Plan) -> str:
         f"Trained by `python -m twostage.pretraining FOLDER` on {plan.pictures} pictures: "
         f"VAE {plan.vae.steps} steps of {plan.vae_batch}, text encoder {plan.text.steps} of 64, "
         f"U-Net {plan.denoiser.steps} of {plan.denoiser_batch}, judge {plan.judge.steps} of 64, "
-        f"ViT {plan.vit.steps} and CLIP {plan.clip.steps} of {plan.contrastive_batch}; AdamW, float32."
+        f"ViT {plan.vit.steps} and CLIP {plan.clip.steps} of {plan.contrastive_batch}; AdamW, float32, the U-Net's steps in bfloat16."
     )
 
 

@@ -177,7 +177,7 @@ Stock classes, stock folder layouts, float16 safetensors, {size:.1f} MB in all.
 
 | folder | class | job |
 |---|---|---|
-| pipeline | StableDiffusionPipeline | text to image: v-prediction, 8 latent channels at 16x16 |
+| pipeline | StableDiffusionPipeline | text to image: v-prediction, 6 latent channels at 16x16 |
 | clip | CLIPModel | does a picture fit its prompt |
 | vit | ViTModel | is it the same subject (DINO's job); self-supervised on pairs of photos of one subject |
 | judge | ResNetForImageClassification | reads class, colour, context and style off a picture |
