@@ -86,8 +86,8 @@ def test_the_pipeline_draws_what_the_prompt_says() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(pocket_folder("pipeline"))
     pipeline.set_progress_bar_config(disable=True)
     figures = prompt_following(pipeline, Judge(pocket_folder("judge")), samples=50)
-    # Guards what the shipped weights can do, by 50 samples; the card says what they should.
-    for figure, least in zip(figures, (0.5, 0.9, 0.85), strict=True):
+    # By 50 samples; the card says what 1000 come to.
+    for figure, least in zip(figures, (0.9, 0.95, 0.9), strict=True):
         assert figure.value >= least, figure.row()
 
 

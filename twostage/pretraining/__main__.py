@@ -329,7 +329,8 @@ def recipe_of(plan: Plan) -> str:
         f"Trained by `python -m twostage.pretraining FOLDER` on {plan.pictures} pictures: "
         f"VAE {plan.vae.steps} steps of {plan.vae_batch}, text encoder {plan.text.steps} of 64, "
         f"U-Net {plan.denoiser.steps} of {plan.denoiser_batch}, judge {plan.judge.steps} of 64, "
-        f"ViT {plan.vit.steps} and CLIP {plan.clip.steps} of {plan.contrastive_batch}; AdamW, float32, the U-Net's steps in bfloat16."
+        f"ViT {plan.vit.steps} and CLIP {plan.clip.steps} of {plan.contrastive_batch}; AdamW, "
+        "float32, the U-Net's steps in bfloat16."
     )
 
 
