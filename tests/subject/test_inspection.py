@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import CLIPTokenizer
 
 from tests.subject.vocabularies import untrained
 from twostage.errors import UserError
@@ -88,3 +89,15 @@ def test_one_word_is_weighed(encoder):
 def test_a_text_without_tokens_is_refused(encoder):
     with pytest.raises(UserError, match="holds no token"):
         inspect_text(encoder, " ")
+
+
+def test_a_vocabulary_without_merges_or_words_is_shown_all_the_same():
+    letters = {letter: index for index, letter in enumerate([*"abc", "a</w>", "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=letters, merges=[], model_max_length=77)
+    found = inspect_text(Encoder("text_encoder", tokenizer, untrained(tokenizer)), "cba")
+    assert [(piece.spelling, piece.rank, piece.nearest) for piece in found.pieces] == [
+        ("c", None, ()),
+        ("b", None, ()),
+        ("a</w>", None, ()),
+    ]
+    assert found.weighed is None and found.nearest == ()

@@ -141,7 +141,7 @@ class Encoder:
         """
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows = [[start, *list(ids)[: self.limit - 2], end] for ids in token_ids]
-        states = []
+        states = [torch.empty(0, self.table.shape[1])]
         with (display or Display()).progress(f"{self.name} reads", len(rows)) as update:
             for first in range(0, len(rows), _BATCH):
                 batch = rows[first : first + _BATCH]
