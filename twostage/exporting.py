@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from twostage.display import Display, terminal_display
+from twostage.errors import UserError
 from twostage.export import Options, Source, check_options, default_output, find_format
 from twostage.export.shared.proof import Exported
 from twostage.export.shared.proof import export as write_export
-from twostage.families import load_base
+from twostage.families import Base, load_base
 from twostage.run import load_pipeline, open_finished
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
@@ -45,10 +46,12 @@ def export(
     folder, recipe = open_finished(Path(run))
     output = Path(output) if output else default_output(Path(run), to)
     RunFolder(output).check_free()
+    base = load_base(recipe.base)
+    _check_base(Path(run), folder, base)
     source = Source(
         name=re.sub(r"[^\w.+-]+", "-", Path(run).resolve().name.removesuffix(".safetensors")).strip("-.") or "run",
         folder=folder.path,
-        base=load_base(recipe.base),
+        base=base,
         embeddings=dict(load_embedding(file) for file in sorted(folder.path.glob("embedding/*.safetensors"))),
         adapters={file.parent.name: file.parent for file in folder.path.glob("adapter/*/adapter_config.json")},
         recipe=recipe,
@@ -56,3 +59,13 @@ def export(
         load_pipeline=load_pipeline,
     )
     return write_export(source, find_format(to), options, output, display or terminal_display())
+
+
+def _check_base(run: Path, folder: RunFolder, base: Base) -> None:
+    """What was tuned fits the base it was tuned on; with another under its name, an export would be of neither."""
+    trained_on = str(folder.facts.get("base", {}).get("sha256", ""))
+    if trained_on != base.content_hash:
+        raise UserError(
+            f"run {run} was trained on base {base.source!r} of sha256 {trained_on[:12]}, and there it is "
+            f"{base.content_hash[:12]} now; get the base it was trained on, or train anew"
+        )

@@ -72,7 +72,7 @@ def test_another_base_is_refused_by_name_and_hash(moved: tuple[Path, Path], tmp_
         draw(exported.folder / "run.safetensors")
     assert str(error.value).count(str(base)) == 2
     with pytest.raises(UserError, match="was trained on base"):
-        export(run, "delta", name="late")
+        export(run, "embedding", name="late")
 
 
 def test_a_file_that_is_no_delta_is_told(finished: Path, tmp_path: Path) -> None:

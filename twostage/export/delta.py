@@ -28,7 +28,6 @@ from twostage.export.shared.files import cast, main_file, save, without_tokens
 from twostage.families import load_base
 from twostage.quiet import quiet
 from twostage.recipe_file import dump_recipe, load_recipe
-from twostage.run_folder import RunFolder
 from twostage.subject.tokens import embedding_file_name, save_embedding
 
 if TYPE_CHECKING:
@@ -43,19 +42,7 @@ _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def check(source: Source, options: Options) -> None:
-    """Refuse a run whose base is not what it was.
-
-    Raises:
-        UserError: the base's files changed since.
-    """
-    run = RunFolder(source.folder)
-    run.open()
-    trained_on, base = run.facts["base"]["sha256"], source.base
-    if trained_on != base.content_hash:
-        raise UserError(
-            f"run {source.name} was trained on base {base.source!r} of sha256 {trained_on[:12]}, and there it is "
-            f"{base.content_hash[:12]} now: a delta to it would be wrong; export the run whole with --to diffusers"
-        )
+    """Every run can be a delta."""
 
 
 def write(source: Source, options: Options, folder: Path) -> Written:
