@@ -46,6 +46,13 @@ def train(
             "Its tuned weights are not taken: for those, export it `--to diffusers` and make that the --base.",
         ),
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_ID",
+            help="At the end, put the run on the Hugging Face hub as user/name, private; see `twostage push`.",
+        ),
+    ] = None,
     *,
     overrides: dict[str, Any],
 ) -> None:
@@ -72,7 +79,13 @@ def train(
 
     from twostage import run  # imports torch: only now, when all that is cheap to check has been checked
 
+    if push_to_hub:
+        from twostage import pushing
+
+        pushing.check_push(push_to_hub)
     finished = run.train(resolved, output, resume=resume, token_from=token_from)
+    if push_to_hub:
+        typer.echo(pushing.push(finished, push_to_hub))
     prompt = "a house in the style of {}" if resolved.data.learnable == "style" else "a photo of a {} on the beach"
     typer.echo(f'{finished} is ready; try: twostage generate {finished} "{prompt}"')
 

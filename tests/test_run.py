@@ -48,7 +48,7 @@ def test_the_run_folder_holds_what_it_promises(finished: Path, photos: Path, tin
 
 def test_nothing_but_safetensors_holds_weights(finished: Path) -> None:
     suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
-    assert suffixes == {".toml", ".json", ".jsonl", ".safetensors", ".png"}
+    assert suffixes == {".toml", ".json", ".jsonl", ".safetensors", ".png", ".md"}
 
 
 def test_the_written_recipe_reproduces_the_run(finished: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+# Of the bundled weights, as the hub calls it.
+LICENSE = "apache-2.0"
 PocketModel = Literal["pipeline", "clip", "vit", "judge"]
 
 
