@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from twostage import run
@@ -32,6 +33,7 @@ from twostage.evaluation.sheet import Row, contact_sheet
 from twostage.families import load_base
 from twostage.method.sampling import assemble, draw
 from twostage.pocket import pocket_folder, world
+from twostage.recipe import Recipe
 from twostage.recipe_file import load_recipe
 
 # Test subjects: drawn from seeds of their own, used to tune nothing.
@@ -56,6 +58,16 @@ class Result:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Photos:
+    """Of one subject: to learn from, in contexts no run sees, and others in those."""
+
+    folder: Path
+    seen: list[Image.Image]
+    unseen: list[Image.Image]
+    more: list[Image.Image]
+
+
 class Bench:
     """Models that every run needs, loaded once."""
 
@@ -68,44 +80,58 @@ class Bench:
         return [world.prompt(class_name, context=c, token=token) for c in UNSEEN for _ in range(PER_CONTEXT)]
 
     def untouched(self, class_name: str) -> list[Image.Image]:
-        prompts = self.prompts(class_name, None)
-        return draw(assemble(self.base), prompts, list(range(len(prompts))), DRAWING, self.base.resolution)
+        return self.draw(assemble(self.base), self.prompts(class_name, None))
 
-    def measure(self, class_name: str, subject_seed: int, seed: int) -> Result:
+    def photos(self, class_name: str, subject_seed: int) -> Photos:
+        """The subject's, drawn into a folder of its own."""
         subject = world.sample_subject(np.random.default_rng([subject_seed, 2024]), class_name)
         folder = self.folder / f"{class_name.replace(' ', '-')}-{subject_seed}"
-        photos = take_photos(folder / "photos", subject, SEEN, subject_seed)
-        unseen = take_photos(folder / "unseen", subject, UNSEEN, subject_seed + 1)
-        more = take_photos(folder / "more", subject, UNSEEN, subject_seed + 2)
-        recipe = load_recipe(
-            "two-stage",
-            base="pocket",
-            overrides={
-                "data.photos": str(folder / "photos"),
-                "data.class_noun": class_name,
-                "seed": seed,
-                "sample.per_prompt": 0,
-                **self.overrides,
-            },
+        return Photos(
+            folder,
+            take_photos(folder / "photos", subject, SEEN, subject_seed),
+            take_photos(folder / "unseen", subject, UNSEEN, subject_seed + 1),
+            take_photos(folder / "more", subject, UNSEEN, subject_seed + 2),
         )
+
+    def train(
+        self, name: str, photos: Photos, class_name: str, seed: int, output: str, **options: object
+    ) -> tuple[Recipe, StableDiffusionPipeline, float]:
+        """Run the recipe `name` on the photos: it, what it taught, and the seconds it took."""
+        overrides = {
+            "data.photos": str(photos.folder / "photos"),
+            "data.class_noun": class_name,
+            "seed": seed,
+            "sample.per_prompt": 0,
+            **options,
+            **self.overrides,
+        }
+        recipe = load_recipe(name, base="pocket", overrides=overrides)
         began = time.perf_counter()
-        output = run.train(recipe, folder / f"run-{seed}", display=Display())
+        folder = run.train(recipe, photos.folder / output, display=Display())
         seconds = time.perf_counter() - began
-        prompts = self.prompts(class_name, recipe.token.placeholder)
-        pictures = draw(run.load_pipeline(output), prompts, list(range(len(prompts))), DRAWING, self.base.resolution)
+        return recipe, run.load_pipeline(folder), seconds
+
+    def draw(self, pipeline: StableDiffusionPipeline, prompts: list[str]) -> list[Image.Image]:
+        """A picture each, of the seeds 0, 1, 2 ..."""
+        return draw(pipeline, prompts, list(range(len(prompts))), DRAWING, self.base.resolution)
+
+    def measure(self, class_name: str, subject_seed: int, seed: int) -> Result:
+        photos = self.photos(class_name, subject_seed)
+        recipe, pipeline, seconds = self.train("two-stage", photos, class_name, seed, f"run-{seed}")
+        pictures = self.draw(pipeline, self.prompts(class_name, recipe.token.placeholder))
         before = self.untouched(class_name)
-        references = self.vit.images(unseen)
-        scores = [identity(self.vit.images(shown), references) for shown in (before, pictures, more)]
+        references = self.vit.images(photos.unseen)
+        scores = [identity(self.vit.images(shown), references) for shown in (before, pictures, photos.more)]
         read = self.judge.read(pictures)
         asked = [context for context in UNSEEN for _ in range(PER_CONTEXT)]
         contact_sheet(
             [
-                Row("photos", photos),
-                Row("unseen photos", unseen),
+                Row("photos", photos.seen),
+                Row("unseen photos", photos.unseen),
                 Row("untouched", before[::PER_CONTEXT]),
                 Row("trained", pictures[::PER_CONTEXT], UNSEEN),
             ]
-        ).save(folder / f"sheet-{seed}.png")
+        ).save(photos.folder / f"sheet-{seed}.png")
         return Result(
             class_name,
             seed,
@@ -146,10 +172,14 @@ def main() -> None:
         f"class {means['class_kept']:.0%}, {means['seconds']:.0f} s of training"
     )
     if arguments.json:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        report = {"machine": machine, "means": means, "runs": [asdict(result) for result in results]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(arguments.json, means=means, runs=[asdict(result) for result in results])
+
+
+def write_report(path: Path, **figures: object) -> None:
+    """Figures, and the machine they were measured on, as JSON."""
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
