@@ -130,6 +130,8 @@ def _parse(value: Any, kind: Any, item: Any = None) -> Any:
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return ":".join(["PHOTOS", "CLASS", "TOKEN[:INITIALIZER]"])
     return {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(kind, "PATH")
 
 

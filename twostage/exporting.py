@@ -11,10 +11,9 @@ from twostage.export import Options, Source, check_options, default_output, find
 from twostage.export.shared.proof import Exported
 from twostage.export.shared.proof import export as write_export
 from twostage.families import Base, load_base
-from twostage.run import load_pipeline, open_finished
+from twostage.run import learned_tokens, load_pipeline, open_finished
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
-from twostage.subject.tokens import load_embedding
 
 
 def export(
@@ -52,7 +51,7 @@ def export(
         name=re.sub(r"[^\w.+-]+", "-", Path(run).resolve().name.removesuffix(".safetensors")).strip("-.") or "run",
         folder=folder.path,
         base=base,
-        embeddings=dict(load_embedding(file) for file in sorted(folder.path.glob("embedding/*.safetensors"))),
+        embeddings=learned_tokens(folder, recipe),
         adapters={file.parent.name: file.parent for file in folder.path.glob("adapter/*/adapter_config.json")},
         recipe=recipe,
         prompt=f"a photo of a {subject_phrase(recipe.token, recipe.data)}",

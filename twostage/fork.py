@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twostage.errors import UserError
@@ -24,12 +25,12 @@ class Parent:
     Attributes:
         folder: of the run, its facts read.
         recipe: its recipe.
-        rows: of its token, (num_vectors, D).
+        embeddings: rows of its tokens by name, (num_vectors, D) each.
     """
 
     folder: RunFolder
     recipe: Recipe
-    rows: Tensor
+    embeddings: dict[str, Tensor]
 
     def fork(self, recipe: Recipe) -> Recipe:
         """The recipe of a run that takes this one's token; see `fork_recipe`.
@@ -61,11 +62,12 @@ class Parent:
     @property
     def facts(self) -> dict[str, Any]:
         """For run.json of the new run."""
+        rows = torch.cat(list(self.embeddings.values()))
         return {
             "run": str(self.folder.path),
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
-            "rows_sha256": hashlib.sha256(self.rows.float().contiguous().numpy().tobytes()).hexdigest(),
+            "rows_sha256": hashlib.sha256(rows.float().contiguous().numpy().tobytes()).hexdigest(),
         }
 
 
@@ -78,15 +80,19 @@ def find_parent(run: Path) -> Parent:
     folder = RunFolder(Path(run))
     recipe = read_recipe(folder.path)
     folder.open()
-    file = folder.embedding_file(recipe)
-    if not file.exists():
-        raise UserError(
-            f"--from {run}: it has not finished stage 1; go on with: twostage train {run} --resume, then take its token"
-        )
-    name, rows = load_embedding(file)
-    if (name, len(rows)) != (recipe.token.placeholder, recipe.token.num_vectors):
-        raise UserError(
-            f"--from {run}: {file} holds {name!r} of {len(rows)} vectors, and its recipe says "
-            f"{recipe.token.placeholder!r} of {recipe.token.num_vectors}; train it anew"
-        )
-    return Parent(folder, recipe, rows)
+    embeddings = {}
+    for token, _ in recipe.every_subject():
+        file = folder.embedding_file(token.placeholder)
+        if not file.exists():
+            raise UserError(
+                f"--from {run}: it has not finished stage 1; go on with: twostage train {run} --resume, then take its "
+                "token"
+            )
+        name, rows = load_embedding(file)
+        if (name, len(rows)) != (token.placeholder, token.num_vectors):
+            raise UserError(
+                f"--from {run}: {file} holds {name!r} of {len(rows)} vectors, and its recipe says "
+                f"{token.placeholder!r} of {token.num_vectors}; train it anew"
+            )
+        embeddings[name] = rows
+    return Parent(folder, recipe, embeddings)

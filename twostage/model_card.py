@@ -187,8 +187,8 @@ class Card:
         for name in self._adapters:
             read = f"PeftModel.from_pretrained(pipe.{name}, repo, subfolder='adapter/{name}')"
             yield f"pipe.{name} = {read}.merge_and_unload()"
-        for path in self._embeddings:
-            yield f"pipe.load_textual_inversion(repo, subfolder='embedding', weight_name={path.name!r})"
+        for name in self._embeddings:
+            yield f"pipe.load_textual_inversion(repo, subfolder='embedding', weight_name={name!r})"
         side = f"height={self.recipe.data.resolution}, width={self.recipe.data.resolution}, "
         yield "generator = torch.Generator().manual_seed(0)"
         yield f"picture = pipe({self._prompt!r}, {side if self.recipe.data.resolution else ''}generator=generator)"

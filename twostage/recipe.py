@@ -7,15 +7,28 @@ These modules never import torch: `twostage --help` must answer at once.
 
 from __future__ import annotations
 
+import re
+from itertools import combinations
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-from twostage.recipe_sections import Checkpoints, Data, Sample, Section, Token, option, short_names, unit
+from twostage.recipe_sections import (
+    AnotherSubject,
+    Checkpoints,
+    Data,
+    Sample,
+    Section,
+    Token,
+    option,
+    short_names,
+    unit,
+)
 from twostage.recipe_stages import Adapter, Prior, Stage, Stage1, Stage2
 
 __all__ = [
     "Adapter",
+    "AnotherSubject",
     "Checkpoints",
     "Data",
     "Prior",
@@ -48,6 +61,12 @@ class Recipe(Section):
     seed: int = option(0, "All of a run's randomness derives from it.", ge=0, lt=2**63)
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Precision of the forward pass.")
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "Experiment tracker, beside metrics.jsonl.")
+    subjects: tuple[AnotherSubject, ...] = option(
+        (),
+        "One more subject, as PHOTOS:CLASS:TOKEN or PHOTOS:CLASS:TOKEN:INITIALIZER; may be given several times. Each "
+        "learns its own token, and stage 2 learns all of them; [[subjects]] tables in a file.",
+        flags=("subject",),
+    )
     data: Data = Data()
     token: Token = Token()
     stage1: Stage1 | None = None
@@ -56,6 +75,44 @@ class Recipe(Section):
     prior: Prior = Prior()
     sample: Sample = Sample()
     checkpoints: Checkpoints = Checkpoints()
+
+    def every_subject(self) -> list[tuple[Token, Data]]:
+        """Token and data of each subject, that of [token] and [data] first."""
+        first = [(self.token, self.data)]
+        return first + [
+            (
+                self.token.model_copy(update={"placeholder": more.placeholder, "initializer": more.initializer}),
+                self.data.model_copy(update={"photos": more.photos, "class_noun": more.class_noun}),
+            )
+            for more in self.subjects
+        ]
+
+    @model_validator(mode="after")
+    def _subjects_can_be_told_apart(self) -> Self:
+        names = [token.placeholder for token, _ in self.every_subject()]
+        for one, other in combinations(names, 2):
+            # Letters alone: the name of a file holds no more. And a name within another is found there, as <a> in the
+            # second vector of <a>, which is <a>_1.
+            bare = [re.sub(r"[\W_]+", "", name).lower() or "token" for name in (one, other)]
+            low, high = sorted((one.lower(), other.lower()), key=len)
+            if bare[0] == bare[1] or low in high:
+                raise ValueError(
+                    f"two subjects share a token: {one!r} and {other!r} cannot be told apart in prompts or file names; "
+                    "give each a token of its own"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adjectives_have_a_noun(self) -> Self:
+        if self.token.role == "noun" or self.data.learnable == "style":
+            return self
+        for number, more in enumerate(self.subjects):
+            if not more.class_noun.strip():
+                raise ValueError(
+                    f"subjects[{number}].class_noun is empty, and its token {more.placeholder!r} is an adjective; say "
+                    "what the subject is, or make the tokens nouns with token.role = 'noun'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _options_of_stage_2_have_one(self) -> Self:

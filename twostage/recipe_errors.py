@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from twostage.recipe import Recipe, Section
+from twostage.recipe import AnotherSubject, Recipe, Section
 
 Path = tuple[str, ...]
 """Where an option stands: ("stage2", "learning_rate")."""
@@ -103,6 +103,8 @@ def _remedy(detail: ErrorDetails) -> str:
         "string_too_short": "must not be empty",
         "tuple_type": 'must be a list: ["...", "..."]',
     }
+    if kind == "tuple_type" and detail["loc"] == ("subjects",):
+        return "must be a list of tables: write [[subjects]]"
     if kind in bounds:
         return bounds[kind].format(**context)
     if kind.startswith("int_"):
@@ -143,6 +145,7 @@ def show(value: Any) -> str:
 
 
 def _help(path: Path) -> str:
-    section = Recipe if len(path) == 1 else sections().get(path[0])
+    tables: dict[str, type[Section]] = {**sections(), "subjects": AnotherSubject}
+    section = Recipe if len(path) == 1 else tables.get(path[0])
     field = section.model_fields.get(path[-1]) if section else None
     return field.description if field and field.description else "it has no default"

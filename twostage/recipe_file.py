@@ -125,6 +125,8 @@ def _dump_options(section: Section) -> list[str]:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Section):
+        return "{" + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str | Path):

@@ -59,12 +59,22 @@ def fork_recipe(recipe: Recipe, parent: Recipe, run: Path, given: Collection[str
     wrong = [
         *_disagreements("token", _TOKEN, recipe.token, parent.token, given),
         *_disagreements("data", _DATA, recipe.data, parent.data, given),
+        *_other_subjects(recipe, parent),
     ]
     if wrong:
         raise UserError(f"--from {run} learned another token: {', '.join(wrong)}; leave that out, or train both stages")
     taken = {name: getattr(parent.data, name) or getattr(recipe.data, name) for name in _DATA}
     data = recipe.data.model_copy(update=taken | {"photos": recipe.data.photos or parent.data.photos})
-    return recipe.model_copy(update={"stage1": parent.stage1, "token": parent.token, "data": data})
+    photos = [more.photos for more in recipe.subjects or parent.subjects]
+    subjects = tuple(more.model_copy(update={"photos": own}) for more, own in zip(parent.subjects, photos, strict=True))
+    update = {"stage1": parent.stage1, "token": parent.token, "data": data, "subjects": subjects}
+    return recipe.model_copy(update=update)
+
+
+def _other_subjects(recipe: Recipe, parent: Recipe) -> list[str]:
+    """Where the recipe names further subjects, and they are not the parent's."""
+    own, other = ([f"{more.placeholder} {more.class_noun}" for more in one.subjects] for one in (recipe, parent))
+    return [f"subjects ({own}, there {other})"] if own and own != other else []
 
 
 def _disagreements(

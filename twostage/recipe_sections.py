@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -123,6 +124,36 @@ class Token(Section):
     role: Literal["adjective", "noun"] = option(
         "adjective", "Adjective: 'a <rare> backpack'. Noun, as in Textual Inversion: 'a <rare>'."
     )
+
+
+class AnotherSubject(Section):
+    """One more subject beside that of [data] and [token], which say all that is not said here."""
+
+    photos: Path = option(..., "Folder with its photos.")
+    class_noun: str = option("", "What it is, in a word or two.")
+    placeholder: str = option(..., "Its own token.", min_length=1)
+    initializer: str = option("", "Word whose embedding its token starts from; as token.initializer.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_flag(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        # A colon behind one letter is that of a Windows drive.
+        parts = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]+):([^:]*):([^:]+)(?::([^:]*))?", value)
+        if parts is None:
+            raise ValueError(
+                f"{value!r} is not PHOTOS:CLASS:TOKEN or PHOTOS:CLASS:TOKEN:INITIALIZER, as in "
+                "'toy/:stuffed animal:<odd>'"
+            )
+        return dict(zip(cls.model_fields, parts.groups(default=""), strict=True))
+
+    @field_validator("photos")
+    @classmethod
+    def _names_a_folder(cls, value: Path) -> Path:
+        if str(value) == ".":
+            raise ValueError("is empty or '.'; name the folder with the photos")
+        return value
 
 
 class Sample(Section):

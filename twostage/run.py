@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
@@ -18,6 +19,7 @@ from twostage.fork import find_parent
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
 from twostage.method.sampling import assemble, check_steps, draw, reads_whole
+from twostage.model_card import base_facts, write_card
 from twostage.recipe import Recipe, Sample
 from twostage.run_folder import RunFolder
 from twostage.session import Session
@@ -30,7 +32,7 @@ from twostage.stages import (
     prepare_subject,
 )
 from twostage.subject.captions import subject_phrase
-from twostage.subject.tokens import embedding_file_name, load_embedding
+from twostage.subject.tokens import load_embedding
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -81,11 +83,13 @@ def train(
     session.begin(base, subject.photos, class_images, parent)
     prior = prepare_class(session, base, class_images)
     with session.training():
-        if recipe.stage1 and subject.placeholder:
+        if recipe.stage1 and subject.placeholders:
             learn_embedding(session, recipe.stage1, base, subject)
         if recipe.stage2:
             learn_denoiser(session, recipe.stage2, base, subject, prior)
-    session.finish()
+    session.finish(base_card=base_facts(base))
+    if session.is_main:
+        write_card(session.folder, recipe)
     return session.folder.path
 
 
@@ -104,7 +108,7 @@ def generate(
 
     Args:
         run: the run folder, or a delta of it.
-        prompt: one or several; `{}` in it stands for token and class.
+        prompt: one or several; `{}` in it stands for token and class, the first subject's where there are several.
         count: pictures a prompt.
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
@@ -121,6 +125,7 @@ def generate(
     """
     folder, recipe = open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data)
+    names = [token.placeholder for token, _ in recipe.every_subject()]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     filled = [text.replace("{}", phrase) for text in prompts for _ in range(count)]
     seeds = [seed + index for _ in prompts for index in range(count)]
@@ -131,10 +136,8 @@ def generate(
     display = display or terminal_display()
     for text in dict.fromkeys(filled):
         shown = text if len(text) <= 60 else text[:57] + "..."
-        if recipe.token.placeholder not in text:
-            display.say(
-                f"note: {shown!r} has neither {{}} nor {recipe.token.placeholder}: the subject is not asked for"
-            )
+        if not any(name in text for name in names):
+            display.say(f"note: {shown!r} has neither {{}} nor {' nor '.join(names)}: the subject is not asked for")
         if not reads_whole(pipeline, text):
             display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
     return draw(pipeline, filled, seeds, options, recipe.data.resolution or base.resolution)
@@ -167,12 +170,14 @@ def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, adapter_scale:
     for name in adapted:
         tuned[name] = merge_adapter(getattr(base, name), folder.path / "adapter" / name, adapter_scale)
         base.release(name)  # It is the base's no more.
-    embedding = None
-    if recipe.stage1:
-        name, rows = load_embedding(folder.path / "embedding" / embedding_file_name(recipe.token.placeholder))
-        embedding = {name: rows}
-    pipeline = assemble(base, embedding=embedding, **tuned)
+    pipeline = assemble(base, embedding=learned_tokens(folder, recipe) or None, **tuned)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def learned_tokens(folder: RunFolder, recipe: Recipe) -> dict[str, Tensor]:
+    """Rows of each token that a finished run learned by name, (num_vectors, D) each, in the order of its subjects."""
+    learned = recipe.every_subject() if recipe.stage1 else []
+    return dict(load_embedding(folder.embedding_file(token.placeholder)) for token, _ in learned)
 
 
 def open_finished(run: Path) -> tuple[RunFolder, Recipe]:

@@ -1,7 +1,8 @@
 """The run folder: everything a run leaves behind, written so that a kill at any moment leaves the last good state.
 
 recipe.toml      every option resolved
-run.json         versions, device, base, photo hashes, seconds per phase, measured peak memory, finished or not
+run.json         versions, device, base, photo hashes, seconds per phase, peak memory, self-checks, finished or not
+README.md        the model card of a finished run
 metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds
 embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
 unet/            the tuned U-Net, as diffusers' from_pretrained reads it
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.facts: dict[str, Any] = {}
+        self._made = False
 
     def check_free(self) -> None:
         """Make sure that a new run can be written here; writes nothing.
@@ -87,35 +89,42 @@ class RunFolder:
     def finished(self) -> bool:
         return bool(self.facts.get("finished"))
 
-    def create(self, recipe: Recipe, facts: dict[str, Any], rows: Tensor | None = None) -> None:
+    def create(self, recipe: Recipe, facts: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None) -> None:
         """Begin a run.
 
         Args:
             recipe: its recipe.
             facts: for run.json.
-            rows: of the recipe's token, where it is learned already.
+            embeddings: rows of the recipe's tokens by name, where they are learned already.
 
         Raises:
             UserError: it cannot be written; nothing of it is left.
         """
         with _writing(self.path):
-            existed = self.path.is_dir()
+            self._made = not self.path.is_dir()
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._write_text("recipe.toml", dump_recipe(recipe))
-            if rows is not None:
-                save_embedding(self.embedding_file(recipe), recipe.token.placeholder, rows)
+            for name, rows in (embeddings or {}).items():
+                save_embedding(self.embedding_file(name), name, rows)
             self.update(**facts, finished=False)
         except UserError:
-            self._file("recipe.toml").unlink(missing_ok=True)
-            shutil.rmtree(self.path / "embedding", ignore_errors=True)
-            if not existed:
-                self.path.rmdir()
+            self.abandon()
             raise
 
-    def embedding_file(self, recipe: Recipe) -> Path:
-        """Where the learned token is, or will be."""
-        return self.path / "embedding" / embedding_file_name(recipe.token.placeholder)
+    def abandon(self) -> None:
+        """Take `create` back, and what a tracker has begun since."""
+        for name in ("recipe.toml", "run.json"):
+            if self._file(name).is_file():
+                self._file(name).unlink()
+        for name in ("embedding", "tensorboard", "wandb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        if self._made:
+            self.path.rmdir()
+
+    def embedding_file(self, token: str) -> Path:
+        """Where a learned token is, or will be."""
+        return self.path / "embedding" / embedding_file_name(token)
 
     def update(self, **facts: Any) -> None:
         """Add to run.json."""
@@ -267,13 +276,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 def differences(stored: Recipe, given: Recipe) -> list[str]:
     """Options in which two recipes differ, as "stage2.steps (300, now 400)"."""
-    old, new = _leaves(stored.model_dump(mode="json")), _leaves(given.model_dump(mode="json"))
+    old, new = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
     names = list(dict.fromkeys([*old, *new]))
     return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
 
 
-def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables in one level, by dotted names."""
     leaves: dict[str, Any] = {}
     for name, value in table.items():
-        leaves.update(_leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        leaves.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return leaves

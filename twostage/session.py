@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import sys
 import time
@@ -28,6 +27,7 @@ from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.recipe import Recipe
 from twostage.run_folder import RunFolder, differences
 from twostage.subject.photos import Photo
+from twostage.tracking import Tracking, check_installed
 
 try:
     import resource
@@ -45,7 +45,8 @@ class Session:
     Attributes:
         recipe: what is run.
         folder: where it is written.
-        accelerator: device, precision, processes and trackers.
+        accelerator: device, precision and processes.
+        tracking: the experiment tracker.
         reached_stage: the one to go on with; 0 where the run starts.
         has_token: whether the token was taken from another run, so that there is no stage 1 to do.
         checks: what the self-checks have found, for run.json.
@@ -55,6 +56,7 @@ class Session:
         self.recipe, self.folder = recipe, folder
         self.accelerator = _start_accelerator(recipe, folder)
         self.is_main = self.accelerator.is_main_process
+        self.tracking = Tracking(self.accelerator, recipe)
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
         self.reached_stage = 0
@@ -129,12 +131,16 @@ class Session:
                 facts = {"versions": _versions(), "device": _describe(self.device), **identity}
                 if parent:
                     facts["from"] = parent.facts
-                self.folder.create(self.recipe, facts, parent.rows if parent else None)
+                self.folder.create(self.recipe, facts, parent.embeddings if parent else None)
             self._save_facts()
         if parent:
             self.accelerator.wait_for_everyone()  # All read the token from the folder.
-        if self.recipe.report_to != "none":
-            self.accelerator.init_trackers("twostage")
+        try:
+            self.tracking.start(self.folder, resumes=self._resumes)
+        except UserError:
+            if self.is_main and not self._resumes:
+                self.folder.abandon()
+            raise
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -155,7 +161,7 @@ class Session:
             except (UserError, KeyboardInterrupt):
                 if self.is_main:
                     self._save_facts()
-                self.accelerator.end_training()
+                self.tracking.end()
                 raise
 
     def run_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module], draw_samples: DrawSamples) -> None:
@@ -202,18 +208,16 @@ class Session:
             check.look_at_result()
         self.accelerator.free_memory()
 
-    def finish(self) -> None:
-        """Mark the run finished."""
+    def finish(self, **facts: Any) -> None:
+        """Mark the run finished, and add facts to run.json."""
         if self.is_main:
-            self._save_facts(finished=True)
-        self.accelerator.end_training()
+            self._save_facts(finished=True, **facts)
+        self.tracking.end()
 
     def _log(self, step: Step) -> None:
         if self.is_main:
             self.folder.log(step)
-        values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
-        if self.recipe.report_to != "none":
-            self.accelerator.log({f"stage{step.stage}/{name}": value for name, value in values.items()}, step=step.step)
+        self.tracking.log(step)
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked, so that all stop at the same step."""
@@ -241,6 +245,7 @@ class Session:
         with self.phase("samples"), self.accelerator.autocast(), loop.averaged():
             pictures = draw_samples()
         self.folder.save_samples(name, pictures, columns)
+        self.tracking.show(loop.stage, loop.step, pictures, columns)
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         for name, value in identity.items():
@@ -257,10 +262,7 @@ class Session:
 
 def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerator:
     """One accelerator per run: the library keeps its settings for the whole process unless told to forget them."""
-    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
-        raise UserError(
-            f"report_to {recipe.report_to}: {recipe.report_to} is not installed; pip install 'twostage[track]'"
-        )
+    check_installed(recipe)
     AcceleratorState._reset_state()
     GradientState._reset_state()
     accelerator = accelerate.Accelerator(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from twostage.method.denoiser import (
     whole_parts,
 )
 from twostage.method.embedding import EmbeddingLearner, write_rows
-from twostage.method.examples import Examples, Source, encode_photos
+from twostage.method.examples import Examples, Source, encode_photos, together
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
@@ -37,7 +38,7 @@ from twostage.session import DrawSamples, Session
 from twostage.subject.captions import all_prompts, subject_phrase
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.tokens import (
-    Placeholder,
+    Placeholders,
     add_placeholder,
     check_prompts,
     check_word,
@@ -49,28 +50,29 @@ from twostage.subject.tokens import (
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run teaches: photos, their encoded views, every prompt they can come with, and the token.
+    """What a run teaches: photos, their encoded views, every prompt they can come with, and the tokens.
 
-    `placeholder` is None where the recipe learns no token and uses a word that the vocabulary has.
+    Where it is several subjects, `phrase` is the first one's, and the rest is of all of them. `placeholders` is None
+    where the recipe learns no token and uses words that the vocabulary has.
     """
 
     photos: list[Photo]
     phrase: str
     prompts: list[str]
-    placeholder: Placeholder | None
+    placeholders: Placeholders | None
     examples: Examples
 
     def expand(self, prompt: str) -> str:
-        return self.placeholder.expand(prompt) if self.placeholder else prompt
+        return self.placeholders.expand(prompt) if self.placeholders else prompt
 
 
-def find_subject_photos(recipe: Recipe) -> list[Photo]:
-    """The photos, before a base is loaded or even downloaded for them."""
+def find_subject_photos(recipe: Recipe) -> list[list[Photo]]:
+    """The photos of each subject, before a base is loaded or even downloaded for them."""
     if recipe.stage1 is None and recipe.stage2 is None:
         raise UserError(f"recipe {recipe.name!r} has neither [stage1] nor [stage2]: nothing would be trained")
     if recipe.data.photos is None:
         raise UserError("data.photos is not set; give the folder with the photos")
-    return find_photos(recipe.data.photos, recipe.data.num_photos)
+    return [find_photos(data.photos, data.num_photos) for _, data in recipe.every_subject() if data.photos]
 
 
 def find_class_pictures(recipe: Recipe) -> list[Photo]:
@@ -81,7 +83,7 @@ def find_class_pictures(recipe: Recipe) -> list[Photo]:
     return find_class_images(recipe.prior)
 
 
-def prepare_subject(session: Session, base: Base, photos: list[Photo], class_images: list[Photo]) -> Subject:
+def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], class_images: list[Photo]) -> Subject:
     """Photos encoded, prompts and token checked; the VAE has done its work and leaves memory."""
     recipe = session.recipe
     check_prediction_type(base.noise_scheduler)
@@ -89,28 +91,60 @@ def prepare_subject(session: Session, base: Base, photos: list[Photo], class_ima
         check_steps(base, recipe.sample.num_inference_steps)
     for name in adapted_parts(recipe.stage2) if recipe.stage2 else ():
         adapter_config(base.outline(name), recipe.adapter, target_modules(name, recipe.adapter))
-    phrase = subject_phrase(recipe.token, recipe.data)
-    prompts = all_prompts(photos, recipe.data, phrase)
-    naming = [prompt for prompt in prompts if prompt]  # The empty one of caption dropout names no token.
-    placeholder = None
-    if recipe.stage1:
-        placeholder = add_placeholder(base.tokenizer, base.text_encoder, recipe.token)
-        check_prompts(base.tokenizer, placeholder, naming)
-        notes, ids = placeholder.notes, placeholder.token_ids
-    else:
-        notes = check_word(base.tokenizer, recipe.token.placeholder, naming)
-        ids = base.tokenizer(recipe.token.placeholder, add_special_tokens=False).input_ids
-    spelled = [placeholder.expand(prompt) if placeholder else prompt for prompt in naming]
-    session.checks["token"] = check_token(base.tokenizer, ids, spelled)
+    subjects = recipe.every_subject()
+    phrases = [subject_phrase(token, data) for token, data in subjects]
+    told = list(zip(photos, phrases, strict=True))
+    prompts = [all_prompts(found, recipe.data, phrase) for found, phrase in told]
+    placeholders = _name_subjects(session, base, prompts)
     if recipe.prior.wanted:
         prompt = class_prompt(recipe.prior, recipe.data.class_noun)
-        check_prior(recipe.prior, prompt, class_images, base, recipe.token.placeholder)
-    for note in notes:
-        session.display.say(f"note: {note}")
+        for token, _ in subjects:
+            check_prior(recipe.prior, prompt, class_images, base, token.placeholder)
+        if recipe.subjects:
+            session.display.say(f"note: of the subjects' classes, the prior keeps that of {prompt!r} alone")
     with session.phase("encode_photos"):
-        examples = encode_photos(base, photos, recipe.data, phrase, recipe.seed, session.device)
+        examples = together(
+            [encode_photos(base, found, recipe.data, phrase, recipe.seed, session.device) for found, phrase in told]
+        )
     base.release("vae")
-    return Subject(photos, phrase, prompts, placeholder, examples)
+    every_prompt = list(dict.fromkeys(prompt for own in prompts for prompt in own))
+    return Subject([photo for own in photos for photo in own], phrases[0], every_prompt, placeholders, examples)
+
+
+def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Placeholders | None:
+    """Each subject's token added to the base or found in its vocabulary, and read in each of the subject's prompts.
+
+    Raises:
+        UserError: a token cannot be added, is no word, is two subjects' at once, or is cut off in a prompt.
+    """
+    recipe, tokenizer = session.recipe, base.tokenizer
+    tokens = [token for token, _ in recipe.every_subject()]
+    naming = [[prompt for prompt in own if prompt] for own in prompts]  # The empty one of caption dropout names none.
+    placeholders = None
+    if recipe.stage1:
+        added = [add_placeholder(tokenizer, base.text_encoder, token) for token in tokens]
+        placeholders = Placeholders(tuple(added))
+        for placeholder, own in zip(added, naming, strict=True):
+            check_prompts(tokenizer, placeholder, map(placeholders.others(placeholder).expand, own))
+        notes, ids = [placeholder.notes for placeholder in added], [placeholder.token_ids for placeholder in added]
+    else:
+        notes = [check_word(tokenizer, token.placeholder, own) for token, own in zip(tokens, naming, strict=True)]
+        ids = [tokenizer(token.placeholder, add_special_tokens=False).input_ids for token in tokens]
+        for number, own_ids in enumerate(ids):
+            if own_ids in ids[:number]:
+                raise UserError(
+                    f"two subjects share a token: the text encoder reads {tokens[number].placeholder!r} as it reads "
+                    f"{tokens[ids.index(own_ids)].placeholder!r}; give each a word of its own"
+                )
+    outcomes = []
+    for own_ids, own in zip(ids, naming, strict=True):
+        spelled = [placeholders.expand(prompt) if placeholders else prompt for prompt in own]
+        outcomes.append(check_token(tokenizer, own_ids, spelled))
+    named = [f"{token.placeholder} {outcome}" for token, outcome in zip(tokens, outcomes, strict=True)]
+    session.checks["token"] = "; ".join(named) if len(named) > 1 else outcomes[0]
+    for note in dict.fromkeys(note for own in notes for note in own):
+        session.display.say(f"note: {note}")
+    return placeholders
 
 
 def prepare_class(session: Session, base: Base, class_images: list[Photo]) -> ClassSamples | None:
@@ -127,28 +161,30 @@ def prepare_class(session: Session, base: Base, class_images: list[Photo]) -> Cl
 
 
 def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subject) -> None:
-    """Stage 1, and its result: the learned rows in the text encoder and in the embedding file."""
-    placeholder = subject.placeholder
-    assert placeholder is not None
-    file = session.folder.embedding_file(session.recipe)
+    """Stage 1, and its result: the learned rows in the text encoder and in an embedding file a token."""
+    placeholders = subject.placeholders
+    assert placeholders is not None
+    files = {placeholder.name: session.folder.embedding_file(placeholder.name) for placeholder in placeholders.each}
     if session.reached_stage > 1 or session.has_token:
-        write_rows(base.text_encoder, placeholder.token_ids, load_embedding(file)[1])
+        learned = [load_embedding(file)[1] for file in files.values()]
+        write_rows(base.text_encoder, placeholders.token_ids, torch.cat(learned))
         return
     base.text_encoder.to(session.device)
     with quiet():
         base.unet.to(session.device, session.frozen_dtype)
     if options.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    learner = EmbeddingLearner(base, placeholder, options.snr_gamma)
+    learner = EmbeddingLearner(base, placeholders, options.snr_gamma)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
     loop = StageLoop(1, learner, source, options, session.accelerator, after_step)
     nets = {"text_encoder": base.text_encoder, "unet": base.unet}
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
-    write_rows(base.text_encoder, placeholder.token_ids, rows)
+    write_rows(base.text_encoder, placeholders.token_ids, rows)
     if session.is_main:
-        save_embedding(file, placeholder, rows)
+        for name, own in placeholders.split(rows).items():
+            save_embedding(files[name], name, own)
     # Stage 2 builds on the original, not on what stage 1 may have rounded to half precision.
     base.release("unet")
 
@@ -156,8 +192,8 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
 def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subject, prior: ClassSamples | None) -> None:
     """Stage 2, and its result: what it trained, in the layout of diffusers and transformers, or of PEFT."""
     rows, text = None, _text(session, options, base, subject, prior.prompts if prior else [])
-    if subject.placeholder:
-        rows = base.text_encoder.get_input_embeddings().weight[subject.placeholder.token_ids].cpu()
+    if subject.placeholders:
+        rows = base.text_encoder.get_input_embeddings().weight[subject.placeholders.token_ids].cpu()
     live = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer} if trains(text) else {}
     if not live:
         base.release("text_encoder", "tokenizer")
@@ -174,8 +210,8 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
     if session.is_main:
         with session.phase("save"), quiet():
-            if subject.placeholder and live:
-                drop_placeholder(base.text_encoder, subject.placeholder)
+            if subject.placeholders and live:
+                drop_placeholder(base.text_encoder, subject.placeholders)
             for name in whole_parts(options):
                 session.folder.save_model(name, getattr(base, name).save_pretrained)
             for name in adapted_parts(options):
@@ -212,8 +248,8 @@ def _sampler(session: Session, base: Base, subject: Subject, rows: Tensor | None
 
     def draw_samples() -> list[Image.Image]:
         embedding = None
-        if rows is not None and subject.placeholder and not live:
-            embedding = {subject.placeholder.name: rows.detach().cpu()}
+        if rows is not None and subject.placeholders and not live:
+            embedding = subject.placeholders.split(rows.detach().cpu())
         pipeline = assemble(base, embedding=embedding, unet=base.unet, **live)
         return draw(pipeline.to(session.device), prompts, seeds, options, side)
 

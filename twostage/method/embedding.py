@@ -13,17 +13,18 @@ from torch.nn import functional as F
 from twostage.families import Base
 from twostage.method.examples import Batch
 from twostage.method.loss import denoising_loss
-from twostage.subject.tokens import Placeholder, mean_norm
+from twostage.subject.tokens import Placeholder, Placeholders, mean_norm
 
 
 class EmbeddingLearner(nn.Module):
     """The new rows of the embedding table, and the loss they learn from.
 
-    They are the only parameter here, (num_vectors, D) float32: no gradient and no optimizer state exist for the
-    49,408 rows of the vocabulary, nor for the frozen nets, which are asked but not owned.
+    They are the only parameter here, (num_vectors, D) float32, those of several tokens below each other: no gradient
+    and no optimizer state exist for the 49,408 rows of the vocabulary, nor for the frozen nets, which are asked but not
+    owned.
     """
 
-    def __init__(self, base: Base, placeholder: Placeholder, snr_gamma: float | None = None) -> None:
+    def __init__(self, base: Base, placeholder: Placeholder | Placeholders, snr_gamma: float | None = None) -> None:
         super().__init__()
         self._frozen = (base.text_encoder, base.unet)  # In a tuple, so that torch registers neither as ours.
         self._family, self._tokenizer, self._noise_scheduler = base.family, base.tokenizer, base.noise_scheduler

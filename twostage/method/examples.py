@@ -180,6 +180,31 @@ class Examples:
         return latents, noise, timestep, prompt, None if view.weight is None else view.weight[photo]
 
 
+def together(parts: Sequence[Examples]) -> Examples:
+    """The photos of several subjects as one sequence, in which each comes as often as if it were one subject's.
+
+    Args:
+        parts: of one base, seed and recipe; each photo keeps its own prompts.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    owners = [(part, photo) for part in parts for photo in range(len(part.views[0].mean))]
+    masked = any(part.views[0].weight is not None for part in parts)
+    views = []
+    for same in zip(*(part.views for part in parts), strict=True):
+        means = [mean for view in same for mean in view.mean]
+        stds = [std for view in same for std in view.std]
+        weights = [weight for view in same for weight in view.weight or [torch.ones_like(m[:1]) for m in view.mean]]
+        views.append(Posterior(means, stds, weights if masked else None))
+
+    def prompt(index: int, rng: np.random.Generator) -> str:
+        part, photo = owners[index]
+        return part.choose_prompt(photo, rng)
+
+    repeats = tuple(part.repeats[photo] if part.repeats else 1 for part, photo in owners)
+    return replace(parts[0], views=tuple(views), choose_prompt=prompt, repeats=repeats)
+
+
 def in_turn(stream: int, seed: int, stage: int, sample: int, count: int, group: int = 0) -> int:
     """Which of `count` things a stage's sample shows: each once before any comes again, each round in another order.
 

@@ -29,13 +29,13 @@ def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **compon
 
     Args:
         base: the pretrained pipeline.
-        embedding: the token's name and its rows, (num_vectors, D).
+        embedding: the tokens' names and their rows, (num_vectors, D).
         components: in place of the base's own: unet, text_encoder ...
     """
     with quiet():
         pipeline = base.family.build_pipeline(base.folder, **components)
         if embedding is not None:
-            pipeline.load_textual_inversion(embedding)
+            pipeline.load_textual_inversion([{name: rows} for name, rows in embedding.items()])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -43,6 +43,43 @@ class Placeholder:
         return prompt.replace(self.name, " ".join(self.tokens))
 
 
+@dataclass(frozen=True)
+class Placeholders:
+    """The tokens of all subjects of a run, added one after the other."""
+
+    each: tuple[Placeholder, ...]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of all vectors, token after token."""
+        return [row for placeholder in self.each for row in placeholder.token_ids]
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the vocabulary before."""
+        return self.each[0].vocabulary
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table before."""
+        return self.each[0].table_rows
+
+    def expand(self, prompt: str) -> str:
+        """Write out the vectors of every token. No name has another in it: the recipe sees to that."""
+        for placeholder in self.each:
+            prompt = placeholder.expand(prompt)
+        return prompt
+
+    def others(self, placeholder: Placeholder) -> Placeholders:
+        """Those beside one of them."""
+        return Placeholders(tuple(other for other in self.each if other is not placeholder))
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows of all vectors by the name of their token, (num_vectors, D) each."""
+        parts = rows.split([len(placeholder.token_ids) for placeholder in self.each])
+        return {placeholder.name: part for placeholder, part in zip(self.each, parts, strict=True)}
+
+
 def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token: Token) -> Placeholder:
     """Give `token` its rows at the end of the embedding table; every row that was there keeps its bits.
 
@@ -87,7 +124,7 @@ def check_placeholder(tokenizer: CLIPTokenizer, name: str, num_vectors: int = 1)
     return tokens
 
 
-def drop_placeholder(text_encoder: CLIPTextModel, placeholder: Placeholder) -> None:
+def drop_placeholder(text_encoder: CLIPTextModel, placeholder: Placeholder | Placeholders) -> None:
     """Take the token's rows off again; the table is then as large as before `add_placeholder`."""
     text_encoder.resize_token_embeddings(placeholder.table_rows)
 
