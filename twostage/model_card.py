@@ -141,7 +141,7 @@ class Card:
             f"# {', '.join(map(_code, self._phrases))}",
             "",
             f"{_code(self.base)}, taught {what} from {self._photos} by twostage, recipe "
-            f"{_code(self.recipe.name)}. Ask for it with {_code(self._prompt)}.",
+            f"{_code(self.recipe.name)}. Ask for {'the first' if others else 'it'} with {_code(self._prompt)}.",
         ]
         if others:
             lines[-1] += f" The others are {', '.join(others)}."
