@@ -134,6 +134,10 @@ class AnotherSubject(Section):
     placeholder: str = option(..., "Its own token.", min_length=1)
     initializer: str = option("", "Word whose embedding its token starts from; as token.initializer.")
 
+    def __repr__(self) -> str:
+        initializer = f":{self.initializer}" if self.initializer else ""
+        return repr(f"{self.photos}:{self.class_noun}:{self.placeholder}{initializer}")
+
     @model_validator(mode="before")
     @classmethod
     def _read_flag(cls, value: Any) -> Any:
