@@ -104,12 +104,12 @@ class Card:
         return f"{number} photo{'' if number == 1 else 's'}"
 
     def _metadata(self) -> ModelCardData:
-        license = {name: self._base_facts[name] for name in _LICENSE if name in self._base_facts}
+        license: dict[str, Any] = {name: self._base_facts[name] for name in _LICENSE if name in self._base_facts}
         kinds = ["dreambooth"] if self.recipe.stage2 else []
         kinds += ["textual_inversion"] if self._embeddings else []
         kinds += [self.recipe.adapter.kind] if self._adapters else []
         hub_id = self._base_facts.get("hub_id")
-        facts = {
+        facts: dict[str, Any] = {
             "base_model": hub_id if hub_id and _is_hub_id(hub_id) else None,
             "base_model_relation": "adapter" if hub_id and not self._parts else None,
             "library_name": "diffusers",
