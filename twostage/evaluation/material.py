@@ -1,0 +1,124 @@
+"""What metrics read: sets of pictures, and what encoders see in them.
+
+Sets that a metric can ask for:
+
+    subject      the suite's prompts with the token, drawn by the result
+    class        the bare class prompt, drawn by the result
+    unrelated    prompts of other things, drawn by the result
+    base_subject, base_class, base_unrelated
+                 the same seeds drawn by the untouched base; of the subject, with the class alone
+    seen         the photos trained on
+    unseen       photos held out
+
+A set is absent where there is none: no base given, no photo held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from .figures import LeftOut
+
+SetName = Literal["subject", "class", "unrelated", "base_subject", "base_class", "base_unrelated", "seen", "unseen"]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Pictures of one set.
+
+    Attributes:
+        images: RGB.
+        prompts: different prompts they were drawn for, as the model got them; empty for photos.
+        places: for each picture, which of the prompts; empty for photos.
+        masks: for photos that have one, its foreground mask ("L", of the picture's size, white is subject); else None.
+        plain: `prompts` without the token: "a photo of a backpack on the beach".
+    """
+
+    images: Sequence[Image.Image]
+    prompts: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+    masks: Sequence[Image.Image | None] = ()
+    plain: tuple[str, ...] = ()
+
+
+class ImageEncoder(Protocol):
+    """Pictures to vectors; `patches` where the encoder is a ViT."""
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, D) float32 on the CPU, of length 1."""
+        ...
+
+
+class TextEncoder(ImageEncoder, Protocol):
+    """And texts to the same space."""
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """(N, D) float32 on the CPU, of length 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """Pictures and encoders of one evaluation.
+
+    Attributes:
+        shots: by set.
+        encoders: by role: "dino", "dinov2", "clip". A role is absent where its encoder could not be had.
+    """
+
+    shots: Mapping[str, Shots]
+    encoders: Mapping[str, ImageEncoder]
+
+    def get(self, name: SetName) -> Shots:
+        """A set of pictures.
+
+        Raises:
+            LeftOut: there is none.
+        """
+        shots = self.shots.get(name)
+        if shots is None or not shots.images:
+            raise LeftOut(_ABSENT[name])
+        return shots
+
+    def encoder(self, role: str) -> ImageEncoder:
+        """An encoder by its role.
+
+        Raises:
+            LeftOut: there is none.
+        """
+        if role not in self.encoders:
+            raise LeftOut(f"no {role} encoder")
+        return self.encoders[role]
+
+    def embedded(self, role: str, name: SetName) -> Tensor:
+        """The set's pictures as the encoder sees them, (N, D) of length 1.
+
+        Raises:
+            LeftOut: no such encoder, or no such set.
+        """
+        return self.encoder(role).images(self.get(name).images)
+
+    def of_base(self) -> Material:
+        """The untouched base's pictures in place of the result's: the row that everything is compared with."""
+        swapped = {name: shots for name, shots in self.shots.items() if name in ("seen", "unseen")}
+        for name in ("subject", "class", "unrelated"):
+            if own := self.shots.get(f"base_{name}"):
+                swapped[name] = swapped[f"base_{name}"] = own
+        return replace(self, shots=swapped)
+
+
+_ABSENT: dict[str, str] = {
+    "subject": "no pictures of the subject were drawn",
+    "class": "no pictures of the class were drawn; a class noun is needed (--class)",
+    "unrelated": "no pictures of other things were drawn (num_unrelated_images)",
+    "base_subject": "the untouched base is not known; name it with --base",
+    "base_class": "the untouched base is not known, or there is no class noun; name them with --base and --class",
+    "base_unrelated": "the untouched base is not known; name it with --base",
+    "seen": "the photos trained on are not at hand; name their folder with --photos",
+    "unseen": "no photo is held out: keep one from training with --held-out",
+}

@@ -1,0 +1,49 @@
+"""The options of an evaluation: what is drawn, with what, and which encoders measure it.
+
+They are no part of a recipe: one run can be evaluated in many ways, and many runs in the same one.
+"""
+
+from __future__ import annotations
+
+from twostage.recipe_sections import Section, option
+
+
+class Evaluation(Section):
+    """How a result is evaluated."""
+
+    suite: str = option(
+        "",
+        "Prompts, {} standing for token and class: a bundled suite's name, a text file with one a line, or the "
+        "DreamBooth data set's prompts_and_classes.txt; 'pocket' on the pocket model and 'recontextualization' elsewhere when not "
+        "given.",
+    )
+    num_prompts: int | None = option(None, "Only the suite's first so many prompts.", unit="prompts", ge=1)
+    images_per_prompt: int = option(2, "Pictures a prompt; the DreamBooth paper has 4.", unit="images", ge=1, le=1000)
+    num_class_images: int = option(
+        16, "Pictures of the bare class, by which drift, PRES and KID are measured.", unit="images", ge=2, le=10_000
+    )
+    class_prompt: str = option("a photo of a {}", "What those are prompted with, {} standing for the class.")
+    num_unrelated_images: int = option(
+        8, "Pictures of other things, one a prompt, by which drift is measured; 0 draws none.", unit="images", ge=0
+    )
+    seed: int = option(
+        0, "Of the first picture's noise; every run and the untouched base get the same.", ge=0, lt=2**31
+    )
+    num_inference_steps: int | None = option(
+        None, "Denoising steps a picture; the recipe's for samples when not given.", unit="steps", ge=1, le=1000
+    )
+    guidance_scale: float | None = option(
+        None, "Weight of classifier-free guidance; the recipe's for samples when not given.", ge=0, le=100
+    )
+    encoders: tuple[str, ...] = option(
+        (),
+        "ROLE=SOURCE, where ROLE is dino, dinov2 or clip and SOURCE a folder, a hub id, 'pocket' or 'none'; may be "
+        "given several times. On the pocket model its own; elsewhere facebook/dino-vits16, facebook/dinov2-small and "
+        "openai/clip-vit-base-patch32.",
+        flags=("encoder",),
+    )
+    strengths: tuple[float, ...] = option(
+        (),
+        "Evaluate the weights between base (0) and result (1) too, at these shares; may be given several times.",
+        flags=("strength",),
+    )
