@@ -13,11 +13,13 @@ from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from twostage.errors import UserError
 from twostage.recipe import Recipe, Section, Stage, short_names, unit
-from twostage.recipe_errors import sections
+from twostage.recipe_errors import mistakes, sections
 
 EVERY_STAGE = "Every stage that the recipe has (--stage1.NAME or --stage2.NAME for one alone)"
 
@@ -29,20 +31,57 @@ def recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
     given, keyed the way `load_recipe` wants them ("stage2.learning_rate"). Whether a value is one that the option
     takes is left to the recipe, so that all mistakes, in flags and file, are reported together.
     """
+    return _with_flags(command, "overrides", list(_parameters()), lambda given: given)
+
+
+def section_flags(
+    name: str, section: type[Section], prefix: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a Typer command a flag for every option of a section that is no part of the recipe.
+
+    Args:
+        name: of the command's parameter that takes the section, made of the flags that were given.
+        section: its class.
+        prefix: of the flags, as in --evaluation.seed; without one they are the options' own names, --seed.
+    """
+    panel = _first_line(section)
+    dot = f"{prefix}." if prefix else ""
+    flags = [
+        (field_name, field, _parameter(f"{dot}{field_name}", field, short_names(field), panel))
+        for field_name, field in section.model_fields.items()
+    ]
+
+    def build(given: dict[str, Any]) -> Section:
+        try:
+            return section.model_validate(given)
+        except ValidationError as error:
+            origins = {(key,): f"--{dot}{key}".replace("_", "-") for key in given}
+            lines = [line for _, line in mistakes(error, origins, "")]
+            raise UserError("\n".join(dict.fromkeys(lines))) from error
+
+    return lambda command: _with_flags(command, name, flags, build)
+
+
+def _with_flags(
+    command: Callable[..., None],
+    name: str,
+    flags: list[tuple[str, FieldInfo, inspect.Parameter]],
+    build: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """The command with the flags in place of its parameter `name`, which gets what `build` makes of those given."""
     own = inspect.signature(command, eval_str=True)
-    flags = {parameter.name: (key, field, parameter) for key, field, parameter in _parameters()}
 
     @functools.wraps(command)
     def with_flags(**given: Any) -> None:
-        overrides = {}
-        for name, (key, field, _) in flags.items():
-            value = given.pop(name)
+        values = {}
+        for key, field, parameter in flags:
+            value = given.pop(parameter.name)
             if value is not None and value != []:
-                overrides[key] = _parse(value, _plain_type(field), _item_type(field))
-        command(**given, overrides=overrides)
+                values[key] = _parse(value, _plain_type(field), _item_type(field))
+        command(**given, **{name: build(values)})
 
-    parameters = [p for p in own.parameters.values() if p.name != "overrides"]
-    parameters += [parameter for _, _, parameter in flags.values()]
+    parameters = [p for p in own.parameters.values() if p.name != name]
+    parameters += [parameter for _, _, parameter in flags]
     with_flags.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_flags.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_flags

@@ -14,8 +14,8 @@ class Evaluation(Section):
     suite: str = option(
         "",
         "Prompts, {} standing for token and class: a bundled suite's name, a text file with one a line, or the "
-        "DreamBooth data set's prompts_and_classes.txt; 'pocket' on the pocket model and 'recontextualization' elsewhere when not "
-        "given.",
+        "DreamBooth data set's prompts_and_classes.txt; when not given 'pocket' on the pocket model, elsewhere "
+        "'recontextualization'.",
     )
     num_prompts: int | None = option(None, "Only the suite's first so many prompts.", unit="prompts", ge=1)
     images_per_prompt: int = option(2, "Pictures a prompt; the DreamBooth paper has 4.", unit="images", ge=1, le=1000)
