@@ -15,7 +15,11 @@ from twostage.families import Base
 from twostage.recipe import Recipe
 from twostage.recipe_fork import fork_recipe, read_recipe
 from twostage.run_folder import RunFolder
+from twostage.subject.photos import Photo
 from twostage.subject.tokens import load_embedding
+
+# Phases that a run of both stages has, and one that takes its token from another has not.
+_STAGE_1 = ("stage1",)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,15 @@ class Parent:
 
     def differs(self, photos: list[dict[str, Any]]) -> bool:
         """Whether the token was learned from other photos than these, given as in run.json."""
-        seen = [photo.get("sha256") for photo in self.folder.facts.get("photos", [])]
-        return seen != [photo["sha256"] for photo in photos]
+        return self._seen != [photo["sha256"] for photo in photos]
+
+    def has_seen(self, photo: Photo) -> bool:
+        """Whether the token was learned from this photo, among others."""
+        return photo.sha256 in self._seen
+
+    @property
+    def _seen(self) -> list[str]:
+        return [photo["sha256"] for photo in self.folder.facts.get("photos", [])]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -67,6 +78,7 @@ class Parent:
             "run": str(self.folder.path),
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
+            "seconds": sum(self.folder.facts.get("seconds", {}).get(phase, 0.0) for phase in _STAGE_1),
             "rows_sha256": hashlib.sha256(rows.float().contiguous().numpy().tobytes()).hexdigest(),
         }
 

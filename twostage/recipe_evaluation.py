@@ -5,6 +5,8 @@ They are no part of a recipe: one run can be evaluated in many ways, and many ru
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from twostage.recipe_sections import Section, option
 
 
@@ -47,3 +49,19 @@ class Evaluation(Section):
         "Evaluate the weights between base (0) and result (1) too, at these shares; may be given several times.",
         flags=("strength",),
     )
+
+
+class Foreign(Section):
+    """A result that another trainer has left, in place of a run"""
+
+    pipeline: str | None = option(
+        None,
+        "Folder of the whole pipeline in diffusers' layout, or hub id; of the base where a LoRA or an embedding is all "
+        "that was trained.",
+    )
+    token: str = option("", "What the subject is called in prompts: sks.")
+    class_noun: str = option("", "What the subject is, in a word or two.", flags=("class",))
+    photos: Path | None = option(None, "Folder with the photos it was trained on.")
+    base: str | None = option(None, "The untouched model, by which is measured what was forgotten.")
+    lora: Path | None = option(None, "A LoRA to load into the pipeline, in diffusers' or kohya's layout.")
+    embedding: Path | None = option(None, "A token's embedding to load into it, as diffusers or A1111 write it.")

@@ -1,0 +1,259 @@
+"""What is evaluated: a finished run of ours, or a folder that any trainer has left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from twostage import run as verbs
+from twostage.errors import UserError
+from twostage.families import Base, load_base
+from twostage.method.sampling import assemble
+from twostage.recipe import Data, Recipe, Sample
+from twostage.recipe_evaluation import Foreign
+from twostage.recipe_file import dump_recipe
+from twostage.run_folder import RunFolder
+from twostage.subject.captions import subject_phrase
+from twostage.subject.photos import Photo, find_photos
+from twostage.subject.tokens import load_embedding
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# What a run leaves for others to load.
+_RESULT_FOLDERS = ("unet", "text_encoder", "adapter", "embedding")
+# Of a run's phases, those that a run without sample pictures does not have.
+_NOT_TRAINING = ("samples",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Something that draws a subject.
+
+    Attributes:
+        folder: where it is.
+        phrase: what stands for the subject in its prompts: "<rare> backpack".
+        class_noun: what the subject is; empty where nobody said.
+        base: the untouched model; None where it is not known.
+        load: strength -> the pipeline, between the base's weights (0) and its own (1).
+        side: of its pictures, in pixels.
+        sampler: how it is drawn unless the evaluation says otherwise.
+        content: what its pictures depend on, beside prompts and sampler; in hex.
+        photos: it was trained on, as far as they are at hand.
+        held_out: of the same subject, never trained on.
+        facts: for evaluation.json.
+        notes: for who evaluates it.
+    """
+
+    folder: Path
+    phrase: str
+    class_noun: str
+    base: Base | None
+    load: Callable[[float], StableDiffusionPipeline]
+    side: int
+    sampler: Sample
+    content: str
+    photos: list[Photo]
+    held_out: list[Photo]
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_pocket(self) -> bool:
+        """Whether the bundled encoders are the ones that know its pictures."""
+        return self.base is not None and self.base.source == "pocket"
+
+
+def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
+    """A finished run.
+
+    Args:
+        run: its folder, or a delta of it.
+        held_out: photos or folders of photos in place of those that its recipe held out.
+
+    Raises:
+        UserError: it is none, or its base cannot be loaded, or a held-out photo cannot be read.
+    """
+    folder, recipe = verbs.open_finished(run)
+    base = load_base(recipe.base)
+    own = folder.facts.get("base", {}).get("sha256")
+    if own not in (None, base.content_hash):
+        raise UserError(
+            f"the run in {folder.path} was trained on another base than {recipe.base!r} is now (sha256 {own[:12]}, now "
+            f"{base.content_hash[:12]}); restore that, or train anew"
+        )
+    notes: list[str] = []
+    if recipe.subjects:
+        notes.append(f"of several subjects, that of {recipe.token.placeholder} is evaluated")
+    held = find_given(held_out or recipe.data.held_out)
+    return Result(
+        folder=folder.path,
+        phrase=subject_phrase(recipe.token, recipe.data),
+        class_noun=" ".join(recipe.data.class_noun.split()),
+        base=base,
+        load=lambda strength: verbs.load_pipeline(run, strength=strength),
+        side=recipe.data.resolution or base.resolution,
+        sampler=recipe.sample,
+        content=_sha256(dump_recipe(recipe), str(own), *_stamps(folder.path)),
+        photos=_trained_on(folder, recipe.data, held, notes),
+        held_out=held,
+        facts=_run_facts(folder, recipe, held),
+        notes=notes,
+    )
+
+
+def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
+    """A pipeline folder that some trainer has left, with a LoRA or a token's embedding beside it if it has one.
+
+    Args:
+        foreign: where it is, and what it was trained on; `pipeline` must be set.
+        held_out: photos, or folders of photos, of the same subject that it was not trained on.
+
+    Raises:
+        UserError: something of it cannot be read, or there is no token.
+    """
+    assert foreign.pipeline is not None
+    lora, embedding, class_noun = foreign.lora, foreign.embedding, " ".join(foreign.class_noun.split())
+    if lora is not None and not lora.is_file():
+        raise UserError(f"there is no LoRA file {lora}; give a .safetensors file")
+    tuned = load_base(foreign.pipeline)
+    rows = dict([load_embedding(embedding)]) if embedding else {}
+    token = foreign.token.strip() or next(iter(rows), "")
+    if not token:
+        raise UserError("what is the subject called in prompts? say --token sks, or the word it was trained with")
+    if rows:
+        rows = {token: next(iter(rows.values()))}
+
+    def load(strength: float) -> StableDiffusionPipeline:
+        if strength != 1:
+            raise UserError(
+                "a strength other than 1 needs a run folder; of another pipeline, the base is not kept beside"
+            )
+        loaded = assemble(tuned, embedding=rows or None)
+        if lora is not None:
+            _load_lora(loaded, lora)
+        return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    held = find_given(held_out)
+    seen = [] if foreign.photos is None else _without(find_photos(foreign.photos), held)
+    extra = [file for file in (lora, embedding) if file is not None]
+    name = extra[0] if extra else Path(foreign.pipeline)
+    return Result(
+        folder=tuned.folder,
+        phrase=f"{token} {class_noun}".strip(),
+        class_noun=class_noun,
+        base=load_base(foreign.base) if foreign.base else tuned if extra else None,
+        load=load,
+        side=tuned.resolution,
+        sampler=Sample(),
+        content=_sha256(tuned.content_hash, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in extra)),
+        photos=seen,
+        held_out=held,
+        facts={
+            "name": name.stem,
+            "folder": str(name.resolve()),
+            "recipe": None,
+            "base": foreign.base,
+            "token": token,
+            "class_noun": class_noun,
+            "subject": foreign.photos.resolve().name if foreign.photos else None,
+            "photos": [photo.path.name for photo in seen],
+            "held_out": [photo.path.name for photo in held],
+            "result_bytes": _bytes_of(name),
+        },
+    )
+
+
+def find_given(paths: Sequence[Path]) -> list[Photo]:
+    """Photos that are named one by one, or by their folders.
+
+    Raises:
+        UserError: one is missing, or no photo.
+    """
+    found: list[Photo] = []
+    for path in paths:
+        if path.is_file():
+            beside = [photo for photo in find_photos(path.parent) if photo.path.name == path.name]
+            if not beside:
+                raise UserError(f"held-out {path} is no photo; name a picture file, or a folder of them")
+            found += beside
+        else:
+            found += find_photos(path)
+    return found
+
+
+def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
+    if file.suffix != ".safetensors":
+        raise UserError(f"LoRA {file}: only .safetensors files are read; convert it first")
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise UserError(f"LoRA {file} does not fit the pipeline: {str(error).splitlines()[0]}") from error
+
+
+def _trained_on(folder: RunFolder, data: Data, held_out: Sequence[Photo], notes: list[str]) -> list[Photo]:
+    """The photos of run.json that are still where they were."""
+    shown = {photo.get("sha256") for photo in folder.facts.get("photos", [])}
+    try:
+        at_hand = find_photos(data.photos) if data.photos else []
+    except UserError as error:
+        notes.append(f"the photos it was trained on: {error}")
+        return []
+    photos = [photo for photo in at_hand if photo.sha256 in shown]
+    if len(photos) < len(shown):
+        notes.append(f"of {len(shown)} photos it was trained on, {len(photos)} are still in {data.photos}")
+    return _without(photos, held_out)
+
+
+def _without(photos: list[Photo], others: Sequence[Photo]) -> list[Photo]:
+    hashes = {photo.sha256 for photo in others}
+    return [photo for photo in photos if photo.sha256 not in hashes]
+
+
+def _run_facts(folder: RunFolder, recipe: Recipe, held_out: Sequence[Photo]) -> dict[str, Any]:
+    facts = folder.facts
+    seconds: dict[str, float] = facts.get("seconds", {})
+    shared = facts.get("from", {}).get("seconds", 0.0)
+    steps = {name: stage.steps for name in ("stage1", "stage2") if (stage := getattr(recipe, name))}
+    return {
+        "name": recipe.name,
+        "folder": str(folder.path.resolve()),
+        "recipe": recipe.name,
+        "base": recipe.base,
+        "base_sha256": facts.get("base", {}).get("sha256"),
+        "token": recipe.token.placeholder,
+        "class_noun": recipe.data.class_noun,
+        "subject": recipe.data.photos.resolve().name if recipe.data.photos else None,
+        "photos": [photo["name"] for photo in facts.get("photos", [])],
+        "held_out": [photo.path.name for photo in held_out],
+        "seed": recipe.seed,
+        "steps": steps,
+        "seconds": seconds,
+        "train_seconds": round(sum(s for name, s in seconds.items() if name not in _NOT_TRAINING) + shared, 3),
+        "peak_memory_bytes": facts.get("peak_memory_bytes"),
+        "result_bytes": sum(_bytes_of(folder.path / name) for name in _RESULT_FOLDERS),
+        "device": facts.get("device"),
+        "versions": facts.get("versions", {}),
+    }
+
+
+def _stamps(folder: Path) -> list[str]:
+    """Names and sizes of what a run has left."""
+    files = (path for name in _RESULT_FOLDERS for path in sorted((folder / name).rglob("*")) if path.is_file())
+    return [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
+
+
+def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,156 @@
+"""The pictures of an evaluation: which, and drawn once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from twostage.display import Display
+from twostage.errors import UserError
+from twostage.evaluation.material import Shots
+from twostage.evaluation.suites import Suite
+from twostage.method.sampling import draw
+from twostage.recipe import Sample
+from twostage.recipe_evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# Denoised together. The bounds of batches are fixed, so that a picture has the same bits whenever it is drawn.
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """Pictures of one set: `count` for each prompt, the noise of each from a seed of its own.
+
+    Attributes:
+        templates: prompts, {} standing for what is asked for.
+        count: pictures a prompt.
+        seed: of the first picture; the next ones count up.
+    """
+
+    templates: tuple[str, ...]
+    count: int
+    seed: int
+
+    @property
+    def total(self) -> int:
+        return len(self.templates) * self.count
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """For each picture, which of the prompts it is drawn for."""
+        return tuple(place for place in range(len(self.templates)) for _ in range(self.count))
+
+    def filled(self, phrase: str) -> tuple[str, ...]:
+        """The prompts with `phrase` in the place of {}."""
+        return tuple(template.replace("{}", phrase) for template in self.templates)
+
+    def shots(self, images: Sequence[Image.Image], phrase: str, plain: str) -> Shots:
+        """The pictures with their prompts, as drawn for `phrase` and as they read without the token."""
+        return Shots(images, self.filled(phrase), self.places, plain=self.filled(plain) if plain else ())
+
+
+def plan_series(options: Evaluation, suite: Suite, unrelated: Suite, class_noun: str) -> dict[str, Series]:
+    """What is drawn for every result of a class: the same prompts and seeds for all, and for the untouched base."""
+    planned = {"subject": Series(suite.prompts, options.images_per_prompt, options.seed)}
+    if class_noun:
+        planned["class"] = Series((options.class_prompt,), options.num_class_images, options.seed)
+    if options.num_unrelated_images:
+        known = unrelated.prompts
+        asked = [known[index % len(known)] for index in range(options.num_unrelated_images)]
+        planned["unrelated"] = Series(tuple(asked), 1, options.seed)
+    return planned
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws what is not there yet.
+
+    Attributes:
+        load: the pipeline, when something has to be drawn.
+        options: denoising steps and guidance scale.
+        side: of the pictures, in pixels.
+        whose: for messages: the run, or the base.
+    """
+
+    load: Callable[[], StableDiffusionPipeline]
+    options: Sample
+    side: int
+    whose: str
+
+    def pictures(self, series: Series, phrase: str, files: Sequence[Path], display: Display) -> list[Image.Image]:
+        """The pictures of a series, each read from its file, or drawn and written there.
+
+        Args:
+            series: what to draw.
+            phrase: in the place of {}.
+            files: one for each picture, in folders that are there.
+            display: for progress.
+
+        Raises:
+            UserError: a batch is all black, as from weights that are no numbers; a picture cannot be written.
+        """
+        assert len(files) == series.total
+        prompts = [text for text in series.filled(phrase) for _ in range(series.count)]
+        known = {index: picture for index, file in enumerate(files) if (picture := _read(file, self.side))}
+        starts = [
+            start
+            for start in range(0, len(files), BATCH)
+            if any(index not in known for index in range(start, min(start + BATCH, len(files))))
+        ]
+        if not starts:
+            return [known[index] for index in range(len(files))]
+        pipeline = self.load()
+        with display.progress(f"drawing {self.whose}", len(files), len(files) - BATCH * len(starts)) as update:
+            for done, start in enumerate(starts, start=1):
+                batch = range(start, min(start + BATCH, len(files)))
+                seeds = [series.seed + index for index in batch]
+                drawn = draw(pipeline, [prompts[index] for index in batch], seeds, self.options, self.side)
+                self._refuse_black(drawn)
+                for index, picture in zip(batch, drawn, strict=True):
+                    known[index] = picture
+                    write_picture(picture, files[index])
+                update(len(files) - BATCH * (len(starts) - done))
+        return [known[index] for index in range(len(files))]
+
+    def _refuse_black(self, pictures: Sequence[Image.Image]) -> None:
+        if all(picture.convert("L").getextrema() == (0, 0) for picture in pictures):
+            raise UserError(
+                f"{self.whose} draws black pictures: its weights are no numbers, or overflow in half precision; train "
+                "again at a lower learning rate, or with --mixed-precision bf16 or no"
+            )
+
+
+def write_picture(picture: Image.Image, file: Path) -> None:
+    """Write a PNG; it is there whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = file.with_name(f".writing-{file.name}")
+    try:
+        picture.save(temporary, format="PNG")
+        temporary.replace(file)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror or error}; make room or choose another folder. What was drawn "
+            "before is kept"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path, side: int) -> Image.Image | None:
+    """The picture in a file that was drawn before; None where it is not there, or damaged."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            image = picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return image if image.size == (side, side) else None
