@@ -68,7 +68,7 @@ class Parent:
 
     @property
     def _seen(self) -> list[str]:
-        return [photo["sha256"] for photo in self.folder.facts.get("photos", [])]
+        return [photo.get("sha256") for photo in self.folder.facts.get("photos", [])]
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
     shown = recipe.model_copy(
         update={
             "base": base,
-            "data": recipe.data.model_copy(update={"photos": None}),
+            "data": recipe.data.model_copy(update={"photos": None, "held_out": ()}),
             "subjects": tuple(more.model_copy(update={"photos": Path("photos")}) for more in recipe.subjects),
             "prior": recipe.prior.model_copy(update={"class_images": None}),
         }

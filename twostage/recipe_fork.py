@@ -33,7 +33,7 @@ def fork_recipe(recipe: Recipe, parent: Recipe, run: Path, given: Collection[str
 
     What says how the token was learned and what it stands for is taken over: [stage1], [token], class noun. So a run
     of both stages with the new recipe would do what the two runs have done. An option of those that is not at its
-    default has to agree. The photos are the parent's where the recipe names none.
+    default has to agree. Photos, and those held out, are the parent's where the recipe names none.
 
     Args:
         recipe: of the new run.
@@ -64,7 +64,8 @@ def fork_recipe(recipe: Recipe, parent: Recipe, run: Path, given: Collection[str
     if wrong:
         raise UserError(f"--from {run} learned another token: {', '.join(wrong)}; leave that out, or train both stages")
     taken = {name: getattr(parent.data, name) or getattr(recipe.data, name) for name in _DATA}
-    data = recipe.data.model_copy(update=taken | {"photos": recipe.data.photos or parent.data.photos})
+    brought = {name: getattr(recipe.data, name) or getattr(parent.data, name) for name in ("photos", "held_out")}
+    data = recipe.data.model_copy(update=taken | brought)
     photos = [more.photos for more in recipe.subjects or parent.subjects]
     subjects = tuple(more.model_copy(update={"photos": own}) for more, own in zip(parent.subjects, photos, strict=True))
     update = {"stage1": parent.stage1, "token": parent.token, "data": data, "subjects": subjects}

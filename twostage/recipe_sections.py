@@ -50,6 +50,12 @@ class Data(Section):
     num_photos: int | None = option(
         None, "Use the first so many of them, by name; all when not given.", unit="photos", ge=1
     )
+    held_out: tuple[Path, ...] = option(
+        (),
+        "A photo of the subject, or a folder of them, that training must not see and evaluation measures against; may "
+        "be given several times. Photos with the same bytes are left out of training. It is the first subject's.",
+        flags=("held-out",),
+    )
     class_noun: str = option(
         "",
         "What the subject is, in a word or two: backpack, stuffed animal. It stands behind the token; for prompts "
@@ -97,6 +103,13 @@ class Data(Section):
         ge=0,
         le=1,
     )
+
+    @field_validator("held_out")
+    @classmethod
+    def _held_out_are_named(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if Path() in value:  # What "$UNSET" becomes.
+            raise ValueError("is empty or '.'; name a photo of the subject, or a folder of them")
+        return value
 
     @field_validator("learnable", mode="before")
     @classmethod

@@ -32,6 +32,7 @@ from twostage.stages import (
     prepare_subject,
 )
 from twostage.subject.captions import subject_phrase
+from twostage.subject.held_out import find_held_out, leaks
 from twostage.subject.tokens import load_embedding
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ def train(
     if not session.open(resume):
         return session.folder.path
     with session.phase("load"):
-        photos = find_subject_photos(recipe)
+        held_out = find_held_out(recipe.data)
+        photos = find_subject_photos(recipe, held_out)
         class_images = find_class_pictures(recipe)
+        for note in leaks(held_out, [photo for own in photos for photo in own]):
+            session.display.say(f"note: {note}")
         base = load_base(recipe.base)
         if parent:
             parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
-    session.begin(base, subject.photos, class_images, parent)
+    session.begin(base, subject.photos, held_out, class_images, parent)
     prior = prepare_class(session, base, class_images)
     with session.training():
         if recipe.stage1 and subject.placeholders:

@@ -96,23 +96,34 @@ class Session:
         self.checks = dict(self.folder.facts.get("checks", {}))
         return not self.folder.finished
 
-    def begin(self, base: Base, photos: list[Photo], class_images: list[Photo], parent: Parent | None = None) -> None:
+    def begin(
+        self,
+        base: Base,
+        photos: list[Photo],
+        held_out: list[Photo],
+        class_images: list[Photo],
+        parent: Parent | None = None,
+    ) -> None:
         """Write the first files of a new run, or find where an interrupted one stood.
 
         Raises:
-            UserError: base, photos or the user's class images are not those the run was begun with; the folder cannot
-                be written.
+            UserError: base, photos, those held out or the user's class images are not those the run was begun with;
+                the folder cannot be written.
         """
         identity = {
             "base": {"name": base.source, "sha256": base.content_hash},
             "processes": self.accelerator.num_processes,
             "photos": [_identity(photo) for photo in photos],
+            "held_out": [_identity(photo) for photo in held_out],
             "class_images": [_identity(picture) for picture in class_images],
         }
         step = 0
         self.has_token = parent is not None or "from" in self.folder.facts
         if parent and parent.differs(identity["photos"]):
             self.display.say(f"note: the token of {parent.folder.path} was learned from other photos")
+        for photo in held_out:
+            if parent and parent.has_seen(photo):
+                self.display.say(f"note: the held-out photo {photo.path} leaks: the token was learned from it")
         if self._resumes:
             self._check_identity(identity)
             found = self.folder.newest_checkpoint()
@@ -249,9 +260,11 @@ class Session:
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         for name, value in identity.items():
-            if self.folder.facts.get(name) != value:
+            # A run begun before there were held-out photos has no word of them.
+            if self.folder.facts.get(name, []) != value:
                 raise UserError(
-                    f"the {name} changed since {self.folder.path} was begun; restore it, or choose a new output"
+                    f"the {name.replace('_', ' ')} changed since {self.folder.path} was begun; restore it, or choose "
+                    "a new output"
                 )
 
     def _save_facts(self, **facts: Any) -> None:

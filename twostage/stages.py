@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,13 +67,14 @@ class Subject:
         return self.placeholders.expand(prompt) if self.placeholders else prompt
 
 
-def find_subject_photos(recipe: Recipe) -> list[list[Photo]]:
-    """The photos of each subject, before a base is loaded or even downloaded for them."""
+def find_subject_photos(recipe: Recipe, held_out: Sequence[Photo] = ()) -> list[list[Photo]]:
+    """The photos of each subject, save those held out, before a base is loaded or even downloaded for them."""
     if recipe.stage1 is None and recipe.stage2 is None:
         raise UserError(f"recipe {recipe.name!r} has neither [stage1] nor [stage2]: nothing would be trained")
     if recipe.data.photos is None:
         raise UserError("data.photos is not set; give the folder with the photos")
-    return [find_photos(data.photos, data.num_photos) for _, data in recipe.every_subject() if data.photos]
+    unseen = {photo.sha256 for photo in held_out}
+    return [find_photos(data.photos, data.num_photos, unseen) for _, data in recipe.every_subject() if data.photos]
 
 
 def find_class_pictures(recipe: Recipe) -> list[Photo]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -60,7 +60,7 @@ class Photo:
     mask: Picture | None = None
 
 
-def find_photos(folder: Path, first: int | None = None) -> list[Photo]:
+def find_photos(folder: Path, first: int | None = None, held_out: Collection[str] = ()) -> list[Photo]:
     """Every photo inside `folder` and its sub-folders of repeats, by name, each decoded once to prove that it can be.
 
     Hidden files, other sub-folders and files that are no pictures are passed over. Of a picture file with several pages
@@ -70,6 +70,7 @@ def find_photos(folder: Path, first: int | None = None) -> list[Photo]:
     Args:
         folder: of the photos.
         first: leave all photos out but the first so many.
+        held_out: sha256 of photos to leave out, which do not count.
 
     Raises:
         UserError: the folder is missing, no folder, not readable, or holds no photo or fewer than `first`; a photo or
@@ -101,9 +102,41 @@ def find_photos(folder: Path, first: int | None = None) -> list[Photo]:
     if not photos:
         found = f"only {_some(skipped)}" if skipped else "nothing"
         raise UserError(f"no photos in {printable(folder)}: found {found}; put 3 to 5 JPEG or PNG photos there")
-    if first is not None and first > len(photos):
-        raise UserError(f"num_photos {first}: {printable(folder)} holds {len(photos)}; add photos, or ask for fewer")
-    return photos[:first]
+    seen = [photo for photo in photos if photo.sha256 not in held_out]
+    if not seen:
+        raise UserError(
+            f"every photo in {printable(folder)} ({len(photos)}) is held out, and none is left to train on; hold out "
+            "fewer, or add photos"
+        )
+    if first is not None and first > len(seen):
+        some = f", {len(photos) - len(seen)} more held out" if len(seen) < len(photos) else ""
+        raise UserError(
+            f"num_photos {first}: {printable(folder)} holds {len(seen)}{some}; add photos, or ask for fewer"
+        )
+    return seen[:first]
+
+
+def find_photo(file: Path) -> Photo:
+    """A single photo, with the caption and the mask that lie beside it.
+
+    Raises:
+        Unusable: it is missing, broken, or no photo, or so is its mask.
+        UserError: its folder cannot be read, or its caption or mask is not as `find_photos` wants it.
+    """
+    stems = (file.stem, file.stem + MASK_ENDING)
+    names = [name for name in _list(file.parent) if Path(name).stem in stems]
+    masks = [file.parent / name for name in names if Path(name).stem == stems[1] and _is_picture(file.parent / name)]
+    (photo,) = _with_companions(file.parent, names, {path: check_picture(path) for path in (file, *masks)}, 1)
+    return photo
+
+
+def open_photo(photo: Photo) -> Image.Image:
+    """The whole photo, upright, in RGB, transparency laid on white.
+
+    Raises:
+        UserError: the file is gone or has been damaged since it was found.
+    """
+    return _read(photo.path, "white")
 
 
 def load_photo(photo: Photo, size: int | Size, fit: Fit) -> torch.Tensor:
