@@ -33,9 +33,11 @@ def generate(
     guidance: Annotated[
         float, typer.Option("--guidance", "--guidance-scale", help="Weight of the prompt; 1 is off.", min=0, max=100)
     ] = 7.5,
-    adapter_scale: Annotated[
+    strength: Annotated[
         float,
-        typer.Option(help="How far a trained adapter moves the base: 0 not at all, 1 as trained.", min=0, max=2),
+        typer.Option(
+            help="How far the base's weights go to the trained ones: 0 not at all, 1 all the way.", min=0, max=2
+        ),
     ] = 1.0,
     output: Annotated[
         Path | None,
@@ -68,11 +70,11 @@ def generate(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        adapter_scale=adapter_scale,
+        strength=strength,
     )
     facts = {"prompt": prompt, "steps": str(steps), "guidance": str(guidance)}
-    if adapter_scale != 1:
-        facts["adapter scale"] = str(adapter_scale)
+    if strength != 1:
+        facts["strength"] = str(strength)
     for path in _save(pictures, folder, seed, facts):
         typer.echo(path)
 

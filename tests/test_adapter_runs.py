@@ -85,8 +85,8 @@ def stock(base: str, prompt: str, run: Path | None = None, token: bool = False) 
     return picture
 
 
-def ours(run: Path, scale: float = 1.0) -> Image.Image:
-    return generate(run, "a {}", count=1, num_inference_steps=3, guidance_scale=5.0, adapter_scale=scale)[0]
+def ours(run: Path, strength: float = 1.0) -> Image.Image:
+    return generate(run, "a {}", count=1, num_inference_steps=3, guidance_scale=5.0, strength=strength)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,12 +214,6 @@ def test_a_bad_target_is_told_before_anything_is_written(
     with pytest.raises(UserError, match=said):
         train(without(adapted, adapter=Adapter(**options)), tmp_path / "run", display=Display())
     assert not list(tmp_path.iterdir())
-
-
-def test_a_scale_where_there_is_no_adapter_is_refused(finished: Path) -> None:
-    with pytest.raises(UserError, match="adapter_scale 0.5.*no adapter") as error:
-        generate(finished, "a {}", adapter_scale=0.5)
-    assert "\n" not in str(error.value)
 
 
 def test_a_run_whose_adapter_is_gone_is_told_in_one_line(adapted: Recipe, tmp_path: Path) -> None:

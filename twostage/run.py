@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from twostage.fork import find_parent
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
 from twostage.method.sampling import assemble, check_steps, draw, reads_whole
+from twostage.method.strength import move_toward
 from twostage.model_card import base_facts, write_card
 from twostage.recipe import Recipe, Sample
 from twostage.run_folder import RunFolder
@@ -105,7 +106,7 @@ def generate(
     seed: int = 0,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
-    adapter_scale: float = 1.0,
+    strength: float = 1.0,
     display: Display | None = None,
 ) -> list[Image.Image]:
     """Draw the subject of a finished run.
@@ -117,15 +118,15 @@ def generate(
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
         guidance_scale: weight of classifier-free guidance; 1 is off.
-        adapter_scale: weight of a trained adapter; see `load_pipeline`.
+        strength: how far the base's weights go to the trained ones; see `load_pipeline`.
         display: where notes about the prompts are shown; the terminal when not given.
 
     Returns:
         `count` pictures for each prompt, prompt after prompt.
 
     Raises:
-        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or there is
-            no adapter to scale.
+        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or there are
+            no weights to give that strength.
     """
     folder, recipe = open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data)
@@ -136,7 +137,7 @@ def generate(
     options = Sample(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
-    pipeline = _load_pipeline(folder, recipe, base, adapter_scale)
+    pipeline = _load_pipeline(folder, recipe, base, strength)
     display = display or terminal_display()
     for text in dict.fromkeys(filled):
         shown = text if len(text) <= 60 else text[:57] + "..."
@@ -147,35 +148,79 @@ def generate(
     return draw(pipeline, filled, seeds, options, recipe.data.resolution or base.resolution)
 
 
-def load_pipeline(run: Path, *, adapter_scale: float = 1.0) -> StableDiffusionPipeline:
+def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipeline:
     """The stock pipeline of a finished run: its base, with what was tuned and the learned token, on the GPU if any.
 
     Args:
         run: the run folder, or a delta of it.
-        adapter_scale: how far a trained adapter moves the base's weights, into which it is merged: 0 not at all, 1 as
-            trained, between and beyond in proportion. For lora, rslora, loha and lokr that is what PEFT calls their
-            scale; dora, oft and boft, which have none, are interpolated.
+        strength: how far the base's weights go to the trained ones, 0..2: 0 not at all, 1 all the way, between and
+            beyond in proportion (arXiv 2109.01903). An adapter is merged so; for lora, rslora, loha and lokr that is
+            what PEFT calls their scale. The learned token is what it is at any strength.
 
     Raises:
-        UserError: `run` is no finished run, its base cannot be loaded, or there is no adapter to scale.
+        UserError: `run` is no finished run, its base cannot be loaded, `strength` is out of range, or only a token was
+            trained.
     """
     folder, recipe = open_finished(run)
-    return _load_pipeline(folder, recipe, load_base(recipe.base), adapter_scale)
+    return _load_pipeline(folder, recipe, load_base(recipe.base), strength)
 
 
-def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, adapter_scale: float) -> StableDiffusionPipeline:
-    whole = whole_parts(recipe.stage2) if recipe.stage2 else ()
-    adapted = adapted_parts(recipe.stage2) if recipe.stage2 else ()
-    if adapter_scale != 1 and not adapted:
-        raise UserError(
-            f"adapter_scale {adapter_scale:g}: the run in {folder.path} has trained no adapter; leave it out"
-        )
-    tuned = {name: load_part(base.family, folder.path, name) for name in whole}
-    for name in adapted:
-        tuned[name] = merge_adapter(getattr(base, name), folder.path / "adapter" / name, adapter_scale)
+def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[StableDiffusionPipeline]:
+    """What `load_pipeline` gives at each strength, one after the other.
+
+    It is one pipeline, loaded once, whose tuned weights are set anew: use it before asking for the next.
+
+    Raises:
+        UserError: as `load_pipeline`.
+    """
+    folder, recipe = open_finished(run)
+    base, pipeline = load_base(recipe.base), None
+    for strength in strengths:
+        if pipeline is None:
+            pipeline = _load_pipeline(folder, recipe, base, strength)
+        else:
+            _check_strength(folder, recipe, strength)
+            for name in _tuned_parts(recipe):
+                net = getattr(pipeline, name)
+                move_toward(net, load_part(base.family, base.folder, name), 1.0)
+                _tune(net, folder, recipe, base, name, strength)
+        yield pipeline
+
+
+def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -> StableDiffusionPipeline:
+    _check_strength(folder, recipe, strength)
+    tuned = {}
+    for name in _tuned_parts(recipe):
+        if strength == 1 and (folder.path / name).is_dir():
+            tuned[name] = load_part(base.family, folder.path, name)  # Whole, it needs nothing of the base's.
+            continue
+        tuned[name] = _tune(getattr(base, name), folder, recipe, base, name, strength)
         base.release(name)  # It is the base's no more.
     pipeline = assemble(base, embedding=learned_tokens(folder, recipe) or None, **tuned)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_strength(folder: RunFolder, recipe: Recipe, strength: float) -> None:
+    if not 0 <= strength <= 2:
+        raise UserError(f"strength {strength:g} is not between 0, the base, and 2; 1 is as trained")
+    if strength != 1 and not _tuned_parts(recipe):
+        raise UserError(
+            f"strength {strength:g}: the run in {folder.path} has learned a token and trained no weights that could be "
+            "mixed with the base's; leave it out"
+        )
+
+
+def _tuned_parts(recipe: Recipe) -> tuple[str, ...]:
+    return whole_parts(recipe.stage2) + adapted_parts(recipe.stage2) if recipe.stage2 else ()
+
+
+def _tune(net: Any, folder: RunFolder, recipe: Recipe, base: Base, name: str, strength: float) -> Any:
+    """A component of the base, given the trained weights at some strength, in place."""
+    assert recipe.stage2
+    if name in adapted_parts(recipe.stage2):
+        return merge_adapter(net, folder.path / "adapter" / name, strength)
+    move_toward(net, load_part(base.family, folder.path, name), strength)
+    return net
 
 
 def learned_tokens(folder: RunFolder, recipe: Recipe) -> dict[str, Tensor]:

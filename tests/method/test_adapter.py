@@ -95,23 +95,23 @@ def test_stock_peft_merged_and_apart_answer_alike(tiny_base: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_scale_leads_from_the_base_to_what_was_trained(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+def test_strength_leads_from_the_base_to_what_was_trained(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     base = load_base(str(tiny_base))
     untouched = answer(base.unet)
     add_adapter(base.unet, Adapter(kind=kind), ["all"], seed=0)
     moved(base.unet)
     save_adapter(base.unet, tmp_path, "")
     answers = []
-    for scale in (0.0, 0.5, 1.0):
+    for strength in (0.0, 0.5, 1.0):
         base.release("unet")
-        answers.append(answer(merge_adapter(base.unet, tmp_path, scale)))
+        answers.append(answer(merge_adapter(base.unet, tmp_path, strength)))
     assert torch.equal(answers[0], untouched)
     assert (answers[1] - untouched).norm() < (answers[2] - untouched).norm()
     assert not torch.allclose(answers[1], answers[2], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr"])
-def test_the_scale_is_pefts_own_where_the_kind_has_one(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+def test_strength_is_pefts_own_scale_where_the_kind_has_one(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     base = load_base(str(tiny_base))
     add_adapter(base.unet, Adapter(kind=kind, rank=2, alpha=3), ["all"], seed=0)
     moved(base.unet)

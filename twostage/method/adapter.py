@@ -181,8 +181,8 @@ def save_adapter(net: Any, folder: Path, base: str) -> None:
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def merge_adapter(net: Any, folder: Path, scale: float = 1.0) -> Any:
-    """Write a saved adapter into a net's own weights, in place: W <- W + scale (W_adapted - W).
+def merge_adapter(net: Any, folder: Path, strength: float = 1.0) -> Any:
+    """Write a saved adapter into a net's own weights, in place: W <- W + strength (W_adapted - W).
 
     For lora, rslora, loha and lokr that is PEFT's `set_scale`; for the others, which have no scale of their own, it
     interpolates between the base's weights and the adapted ones.
@@ -190,20 +190,20 @@ def merge_adapter(net: Any, folder: Path, scale: float = 1.0) -> Any:
     Args:
         net: the base's, as it was before training.
         folder: that `save_adapter` wrote.
-        scale: 0 leaves the net untouched, 1 is what was trained.
+        strength: 0 leaves the net untouched, 1 is what was trained.
 
     Raises:
         UserError: the files are missing, broken, or of another net.
     """
-    if scale == 0:
+    if strength == 0:
         return net
     model = _read(net, folder)
     for layer in _layers(model):
         before = layer.get_base_layer().weight.detach().clone()
         layer.merge()
-        if scale != 1:
+        if strength != 1:
             weight = layer.get_base_layer().weight.data
-            weight.copy_(torch.lerp(before, weight, scale))
+            weight.copy_(torch.lerp(before, weight, strength))
     return model.unload()
 
 
