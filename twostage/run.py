@@ -125,8 +125,8 @@ def generate(
         `count` pictures for each prompt, prompt after prompt.
 
     Raises:
-        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or there are
-            no weights to give that strength.
+        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or it has no
+            weights to give that strength.
     """
     folder, recipe = open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data)

@@ -27,8 +27,8 @@ def move_toward(net: nn.Module, other: nn.Module, strength: float) -> None:
         own = tensor[: len(theirs)] if theirs is not None and theirs.ndim else tensor
         if theirs is None or own.shape != theirs.shape:
             raise UserError(
-                f"the base's {type(net).__name__} is not the one that was trained: {name} differs in shape; get the base "
-                "that the run was trained on"
+                f"the base's {type(net).__name__} is not the one that was trained: {name} differs in shape; get the "
+                "base that the run was trained on"
             )
         if own.is_floating_point():
             pairs.append((own, theirs))
