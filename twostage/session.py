@@ -263,8 +263,8 @@ class Session:
             # A run begun before there were held-out photos has no word of them.
             if self.folder.facts.get(name, []) != value:
                 raise UserError(
-                    f"the {name.replace('_', ' ')} changed since {self.folder.path} was begun; restore it, or choose "
-                    "a new output"
+                    f"the {name.replace('held_out', 'held-out photos')} changed since {self.folder.path} was begun; "
+                    "restore it, or choose a new output"
                 )
 
     def _save_facts(self, **facts: Any) -> None:
