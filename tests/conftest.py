@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def finished(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFac
         checkpoints=Checkpoints(every=4, keep=2),
     )
     return train(recipe, tmp_path_factory.mktemp("runs") / "finished", display=Display())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a whole session leave in the cache is not left in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWOSTAGE_CACHE", str(tmp_path_factory.mktemp("session") / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,25 @@ def test_what_is_put_is_there_and_nothing_beside_it() -> None:
     assert shelf.missing(3, Path.is_file) == [0, 2]
     assert shelf.file(1).read_bytes() == b"two"
     assert sorted(path.name for path in shelf.path.iterdir()) == ["000001.txt", "facts.json"]
+
+
+def test_files_have_numbers_or_names() -> None:
+    shelf = Shelf("things", ".txt", {"a": 1})
+    shelf.put("abc", b"named")
+    assert shelf.file("abc").name == "abc.txt"
+    assert shelf.file(7).name == "000007.txt"
+
+
+def test_who_reads_while_several_write_finds_a_whole_file() -> None:
+    shelf = Shelf("things", ".txt", {"a": 1})
+    shelf.put(0, bytes(1))
+    contents = [bytes([number]) * 200_000 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(shelf.put, 0, content) for content in contents * 10]
+        while not all(one.done() for one in writing):
+            assert shelf.file(0).read_bytes() in [bytes(1), *contents]
+        assert all(one.result() is None for one in writing)
+    assert sorted(path.name for path in shelf.path.iterdir()) == ["000000.txt", "facts.json"]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ def cache_folder() -> Path:
 
 
 class Shelf:
-    """A folder of the cache with numbered files that depend on the same facts.
+    """A folder of the cache with files, numbered or named, that depend on the same facts.
 
     The folder's name is a hash of the facts: other facts, another folder, so nothing in it is ever stale.
 
     Args:
         kind: of files; a folder of the cache.
         suffix: of every file's name.
-        facts: all that the files depend on but their number; JSON.
+        facts: all that the files depend on but their number or name; JSON.
 
     Attributes:
         path: the folder.
@@ -43,15 +44,15 @@ class Shelf:
         self.path = cache_folder() / kind / hashlib.sha256(self._facts.encode()).hexdigest()[:32]
         self._suffix = suffix
 
-    def file(self, index: int) -> Path:
-        """The file of that number, whether or not it is there."""
-        return self.path / f"{index:06d}{self._suffix}"
+    def file(self, key: int | str) -> Path:
+        """The file of that number or name, whether or not it is there."""
+        return self.path / f"{key if isinstance(key, str) else format(key, '06d')}{self._suffix}"
 
     def missing(self, count: int, whole: Callable[[Path], bool]) -> list[int]:
         """Which of the first `count` files are not there, or not `whole`."""
         return [index for index in range(count) if not whole(self.file(index))]
 
-    def put(self, index: int, data: bytes) -> None:
+    def put(self, key: int | str, data: bytes) -> None:
         """Write a file; it is there whole or not at all, whoever else writes it at the same time.
 
         Raises:
@@ -59,10 +60,10 @@ class Shelf:
         """
         if not (self.path / "facts.json").is_file():
             self._write(self.path / "facts.json", self._facts.encode())  # For people: nothing reads it.
-        self._write(self.file(index), data)
+        self._write(self.file(key), data)
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+        temporary = path.with_name(f".writing-{secrets.token_hex(4)}-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

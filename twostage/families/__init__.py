@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
@@ -56,6 +57,7 @@ class Base:
     resolution: int
     reduction: int
     _loaded: dict[str, Any] = field(default_factory=dict)
+    _digests: dict[Path, bytes] = field(default_factory=dict)
 
     def release(self, *names: str) -> None:
         """Forget components, so that their memory can be freed."""
@@ -100,11 +102,17 @@ class Base:
     @cached_property
     def content_hash(self) -> str:
         """sha256 over the names and the bytes of all files training reads, in hex."""
+        return self.hash_of(*self.family.COMPONENTS)
+
+    def hash_of(self, *names: str) -> str:
+        """sha256 over the names and the bytes of all files that these components are read from, in hex."""
         digest = hashlib.sha256()
-        for path in _files(self.folder, self.family):
+        for path in _files(self.folder, names):
+            if path not in self._digests:
+                with path.open("rb") as file:
+                    self._digests[path] = hashlib.file_digest(file, "sha256").digest()
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(self._digests[path])
         return digest.hexdigest()
 
 
@@ -196,11 +204,11 @@ def _family_of(folder: Path, base: str) -> ModuleType:
     return families[name]
 
 
-def _files(folder: Path, family: ModuleType) -> list[Path]:
+def _files(folder: Path, components: Iterable[str]) -> list[Path]:
     wanted = {".safetensors", ".json", ".txt"}
     return sorted(
         path
-        for name in family.COMPONENTS
+        for name in components
         for path in (folder / name).glob("*")
         if path.suffix in wanted and not _is_variant(path)
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from twostage.method.class_samples import ClassSamples, Making, address, in_batches, torch_seed
 from twostage.method.examples import PRIOR, Examples, Posterior
+from twostage.method.latents import encode_picture
 from twostage.method.sampling import assemble, draw
 from twostage.recipe import Sample
 from twostage.subject.photos import Photo, load_photo
@@ -94,16 +95,15 @@ def _png(picture: Image.Image) -> bytes:
 def _encode(making: Making, pictures: Sequence[Photo]) -> tuple[Posterior, ...]:
     """What the VAE makes of the pictures, and of their mirror images where photos are mirrored."""
     base, data = making.base, making.data
-    vae = base.vae.to(making.accelerator.device)
     views: list[Posterior] = []
     with making.display.progress("encoding class images", len(pictures) * (1 + data.flip)) as update:
         for mirrored in (False, True) if data.flip else (False,):
             posteriors = []
             for picture in pictures:
-                pixels = load_photo(picture, making.side, data.fit).unsqueeze(0)
-                pixels = (pixels.flip(-1) if mirrored else pixels).to(vae.device)
-                posteriors.append([part.float().cpu() for part in base.family.encode_images(vae, pixels)])
+                pixels = load_photo(picture, making.side, data.fit)
+                pixels = pixels.flip(-1) if mirrored else pixels
+                posteriors.append(encode_picture(base, pixels, making.accelerator.device))
                 update(len(views) * len(pictures) + len(posteriors))
-            mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+            mean, std = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
             views.append(Posterior(mean, std))
     return tuple(views)

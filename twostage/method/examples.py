@@ -18,6 +18,7 @@ from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.method.latents import encode_picture
 from twostage.method.loss import Question, denoising_question
 from twostage.recipe import Data
 from twostage.subject.buckets import bucket_size
@@ -218,7 +219,7 @@ def in_turn(stream: int, seed: int, stage: int, sample: int, count: int, group: 
 def encode_photos(
     base: Base, photos: Sequence[Photo], data: Data, phrase: str, seed: int, device: torch.device
 ) -> Examples:
-    """Run the VAE once over each photo, and over its mirror image where flips are wanted.
+    """What the VAE makes of each photo, and of its mirror image where flips are wanted.
 
     Raises:
         UserError: a photo or mask cannot be read, a mask leaves nothing to learn, or the VAE cannot halve
@@ -227,7 +228,6 @@ def encode_photos(
     side = data.resolution or base.resolution
     if side % base.reduction:
         raise UserError(f"resolution {side}: the base's VAE needs a multiple of {base.reduction}")
-    vae = base.vae.to(device)
     masked = any(photo.mask for photo in photos)
     views: list[Posterior] = []
     for mirrored in (False, True) if data.flip else (False,):
@@ -237,9 +237,9 @@ def encode_photos(
             pixels, weight = load_photo(photo, size, data.fit), _weight(photo, data, size, base.reduction)
             if mirrored:
                 pixels, weight = pixels.flip(-1), weight.flip(-1)
-            mean, std = base.family.encode_images(vae, pixels.unsqueeze(0).to(device))
-            means.append(mean[0].float().cpu())
-            stds.append(std[0].float().cpu())
+            mean, std = encode_picture(base, pixels, device)
+            means.append(mean)
+            stds.append(std)
             weights.append(weight)
         views.append(Posterior(means, stds, weights if masked else None))
 
