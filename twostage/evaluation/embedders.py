@@ -22,32 +22,72 @@ def pixel_batches(processor: Any, images: Sequence[Image.Image], device: Any) ->
 
 
 class ViTEmbedder:
-    """A self-supervised ViT's class token: DINO (`facebook/dino-vits16`), DINOv2, or the pocket one.
+    """A self-supervised ViT: DINO (`facebook/dino-vits16`), DINOv2, or the pocket one.
 
-    Tells one subject from another of its class.
+    Its class token tells one subject from another of its class.
+
+    Args:
+        source: a folder in transformers' layout, or a hub id; weights are read from safetensors only.
+        device: that it runs on.
+        local_files_only: of a hub id, take what was downloaded before, and ask nobody.
+
+    Attributes:
+        made_up: names of tensors that the weights lack: the pooler's, which nothing here reads.
+
+    Raises:
+        ValueError: the weights lack others, or it is no ViT.
     """
 
-    def __init__(self, source: str | Path, device: str = "cpu") -> None:
-        self.processor = AutoImageProcessor.from_pretrained(source)
-        self.model = AutoModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
+    def __init__(self, source: str | Path, device: str = "cpu", *, local_files_only: bool = False) -> None:
+        self.processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+        self.model, self.made_up = _load(AutoModel, source, local_files_only)
+        if self.model.main_input_name != "pixel_values" or not hasattr(self.model.config, "patch_size"):
+            raise ValueError(f"{type(self.model).__name__} is no ViT")
+        self.model.to(device).eval()
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, D) float32 on the CPU, of length 1."""
-        parts = []
+        """Class tokens, (N, D) float32 on the CPU, of length 1."""
+        return torch.cat([state[:, 0] for state in self._states(images)])
+
+    @torch.inference_mode()
+    def patches(self, images: Sequence[Image.Image]) -> Tensor:
+        """Patch tokens, row by row of the picture, (N, P, D) float32 on the CPU, of length 1."""
+        # Registers (arXiv 2309.16588) stand between the class token and the patches.
+        first = 1 + getattr(self.model.config, "num_register_tokens", 0)
+        return torch.cat([state[:, first:] for state in self._states(images)])
+
+    def foreground(self, masks: Sequence[Image.Image]) -> Tensor:
+        """Which patches a mask ("L", white counts) covers by half or more, (N, P) bool.
+
+        Masks go through what pictures go through, so a patch and its place in the mask are the same.
+        """
+        size = self.model.config.patch_size
+        shown = [mask.convert("RGB") for mask in masks]
+        pixels = self.processor(images=shown, return_tensors="pt", do_normalize=False).pixel_values
+        return torch.nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), size).flatten(1) >= 0.5
+
+    def _states(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
         for pixels in pixel_batches(self.processor, images, self.model.device):
-            state = self.model(pixel_values=pixels).last_hidden_state[:, 0]
-            parts.append(torch.nn.functional.normalize(state, dim=-1).cpu())
-        return torch.cat(parts)
+            states = self.model(pixel_values=pixels).last_hidden_state
+            yield torch.nn.functional.normalize(states, dim=-1).cpu()
 
 
 class CLIPEmbedder:
-    """CLIP's image and text towers: how well a picture fits a prompt."""
+    """CLIP's image and text towers: how well a picture fits a prompt.
 
-    def __init__(self, source: str | Path, device: str = "cpu") -> None:
-        self.processor = AutoImageProcessor.from_pretrained(source)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = CLIPModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
+    Args, Attributes:
+        As of `ViTEmbedder`; CLIP has no tensors to make up.
+
+    Raises:
+        ValueError: the weights lack tensors, or it is no CLIP.
+    """
+
+    def __init__(self, source: str | Path, device: str = "cpu", *, local_files_only: bool = False) -> None:
+        self.processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        self.model, self.made_up = _load(CLIPModel, source, local_files_only)
+        self.model.to(device).eval()
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -64,3 +104,18 @@ class CLIPEmbedder:
         ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
         return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+
+
+def _load(kind: Any, source: str | Path, local_files_only: bool) -> tuple[Any, frozenset[str]]:
+    model, told = kind.from_pretrained(
+        source,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=local_files_only,
+        output_loading_info=True,
+    )
+    # transformers fills what the weights lack with random numbers, and only warns; DINO's come without a pooler.
+    lacking = sorted(name for name in told["missing_keys"] if not name.startswith("pooler."))
+    if lacking:
+        raise ValueError(f"the weights are not those of a {type(model).__name__}: {lacking[0]} is missing")
+    return model, frozenset(told["missing_keys"])
