@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from quality import PER_CONTEXT, TEST, UNSEEN, Bench, Photos, write_report
 
-from twostage.evaluation.identity import gap_closed, identity
+from twostage.evaluation.metrics.identity import gap_closed, identity
 from twostage.evaluation.sheet import Row, contact_sheet
 from twostage.method.sampling import assemble
 from twostage.pocket import world

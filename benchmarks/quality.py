@@ -27,8 +27,8 @@ from twostage import run
 from twostage.demo import DRAWING, SEEN, take_photos
 from twostage.display import Display
 from twostage.evaluation.embedders import ViTEmbedder
-from twostage.evaluation.identity import gap_closed, identity
 from twostage.evaluation.judge import Judge
+from twostage.evaluation.metrics.identity import gap_closed, identity
 from twostage.evaluation.sheet import Row, contact_sheet
 from twostage.families import load_base
 from twostage.method.sampling import assemble, draw

@@ -11,7 +11,7 @@ from twostage.demo import DRAWING, SEEN, UNSEEN, demo, take_photos
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluation.embedders import ViTEmbedder
-from twostage.evaluation.identity import gap_closed, identity
+from twostage.evaluation.metrics.identity import gap_closed, identity
 from twostage.families import load_base
 from twostage.method.sampling import assemble, draw
 from twostage.pocket import pocket_folder, world

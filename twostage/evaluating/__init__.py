@@ -24,7 +24,7 @@ from twostage.evaluation.encoders import load_encoders
 from twostage.evaluation.figures import Figure, dump_figure
 from twostage.evaluation.material import Material, Shots
 from twostage.evaluation.metrics import measure
-from twostage.evaluation.metrics.identity import real_row
+from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
 from twostage.method.sampling import assemble, check_steps
 from twostage.quiet import quiet

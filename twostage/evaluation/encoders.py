@@ -81,8 +81,9 @@ class Encoder:
             self.encoded += len(unknown)
             for key, vector in zip(unknown, self.embedder.images(list(unknown.values())), strict=True):
                 known[key] = vector
-                data = vector.numpy().tobytes()
-                self._shelf.put(key, hashlib.sha256(data).digest() + data)
+                if torch.isfinite(vector).all():
+                    data = vector.numpy().tobytes()
+                    self._shelf.put(key, hashlib.sha256(data).digest() + data)
         return torch.stack([vector for key in keys if (vector := known[key]) is not None])
 
     def texts(self, prompts: Sequence[str]) -> Tensor:

@@ -16,9 +16,10 @@ A set is absent where there is none: no base given, no photo held out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Shots:
 
 
 class ImageEncoder(Protocol):
-    """Pictures to vectors; `patches` where the encoder is a ViT."""
+    """Pictures to vectors."""
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D) float32 on the CPU, of length 1."""
@@ -62,6 +63,18 @@ class TextEncoder(ImageEncoder, Protocol):
         ...
 
 
+class PatchEncoder(ImageEncoder, Protocol):
+    """And the parts of pictures, where the encoder is a ViT."""
+
+    def patches(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, P, D) float32 on the CPU, of length 1."""
+        ...
+
+    def foreground(self, masks: Sequence[Image.Image]) -> Tensor:
+        """Which patches the masks ("L") cover, (N, P) bool."""
+        ...
+
+
 @dataclass(frozen=True)
 class Material:
     """Pictures and encoders of one evaluation.
@@ -73,16 +86,22 @@ class Material:
 
     shots: Mapping[str, Shots]
     encoders: Mapping[str, ImageEncoder]
+    # Several metrics read the same set, and each look at it hashes its pictures.
+    _embedded: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get(self, name: SetName) -> Shots:
         """A set of pictures.
 
         Raises:
-            LeftOut: there is none.
+            LeftOut: there is none, or one of its pictures is all black: what half-precision overflow, weights that
+                are no numbers and safety checkers leave. Its score would be a number all the same.
         """
         shots = self.shots.get(name)
         if shots is None or not shots.images:
             raise LeftOut(_ABSENT[name])
+        for index, image in enumerate(shots.images):
+            if not image.getbbox():
+                raise LeftOut(f"{_which(name, shots, index)} is all black: a safety checker, or numbers overflowed")
         return shots
 
     def encoder(self, role: str) -> ImageEncoder:
@@ -99,9 +118,16 @@ class Material:
         """The set's pictures as the encoder sees them, (N, D) of length 1.
 
         Raises:
-            LeftOut: no such encoder, or no such set.
+            LeftOut: no such encoder, no such set, or an embedding is no number.
         """
-        return self.encoder(role).images(self.get(name).images)
+        if (role, name) not in self._embedded:
+            shots = self.get(name)
+            vectors = self.encoder(role).images(shots.images)
+            broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+            if broken:
+                raise LeftOut(f"the {role} encoder sees no numbers in {_which(name, shots, broken[0])}; get it anew")
+            self._embedded[role, name] = vectors
+        return self._embedded[role, name]
 
     def of_base(self) -> Material:
         """The untouched base's pictures in place of the result's: the row that everything is compared with."""
@@ -110,6 +136,11 @@ class Material:
             if own := self.shots.get(f"base_{name}"):
                 swapped[name] = swapped[f"base_{name}"] = own
         return replace(self, shots=swapped)
+
+
+def _which(name: str, shots: Shots, index: int) -> str:
+    prompt = f" ({shots.prompts[shots.places[index]]!r})" if shots.places else ""
+    return f"picture {index} of {name}{prompt}"
 
 
 _ABSENT: dict[str, str] = {

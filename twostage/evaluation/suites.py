@@ -1,7 +1,7 @@
 """Prompt suites: what a result is asked to draw. Bundled ones, a user's own, and the DreamBooth data set's lists.
 
 The bundled ones are text files of the folder `suites`, one for each application of the DreamBooth paper (arXiv
-2208.12242, section 4.4) and those of the pocket world; one prompt a line, {} standing for token and class.
+2208.12242) and those of the pocket world; one prompt a line, {} standing for token and class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Suite:
 
     Attributes:
         name: of a bundled suite, or of the file; with "(objects)" or "(live subjects)" for the DreamBooth lists.
-        prompts: different ones, {} in each standing for token and class.
+        prompts: different ones, {} in each standing for token and class; none in those of unrelated things.
         sha256: over the prompts, in hex: the same digest, the same prompts.
     """
 
@@ -39,6 +39,7 @@ class Suite:
 
     @property
     def sha256(self) -> str:
+        """Over the prompts, in hex: the same digest, the same prompts."""
         return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
 
 
@@ -78,7 +79,7 @@ def load_suite(name_or_file: str, *, class_noun: str, first: int | None = None) 
     return Suite(path.name, _prompts(path)[:first])
 
 
-def load_unrelated(*, pocket: bool, class_noun: str, first: int | None = None) -> tuple[str, ...]:
+def load_unrelated(*, pocket: bool, class_noun: str, first: int | None = None) -> Suite:
     """Prompts of other things than the subject's class, none with {}.
 
     Args:
@@ -86,11 +87,12 @@ def load_unrelated(*, pocket: bool, class_noun: str, first: int | None = None) -
         class_noun: prompts that hold its last word ("animal" of "stuffed animal") are left out; "" leaves out none.
         first: only so many, or all where there are fewer.
     """
-    lines = [line for _, line in _lines(_text(_FOLDER / f"{_UNRELATED[pocket]}.txt"))]
+    name = _UNRELATED[pocket]
+    lines = [line for _, line in _lines(_text(_FOLDER / f"{name}.txt"))]
     if words := class_noun.split():
         named = re.compile(rf"\b{re.escape(words[-1])}(s|es)?\b", re.IGNORECASE)
         lines = [line for line in lines if not named.search(line)]
-    return tuple(lines[:first])
+    return Suite(name, tuple(lines[:first]))
 
 
 def _text(path: Path) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twostage.evaluation.identity import gap_closed, identity
+from twostage.evaluation.metrics.identity import gap_closed, identity
 
 
 def test_identity_is_the_mean_cosine_over_all_pairs() -> None:

@@ -1,0 +1,34 @@
+"""Has the class become the subject? PRES of DreamBooth (arXiv 2208.12242): language drift.
+
+    PRES = mean over pictures g of the bare class and photos r of the subject of f(g) . f(r)        (DINO)
+
+-1..1, lower is better: "a photo of a backpack" should show any backpack. What the class has in common with the subject
+is in it too, so `dpres` is PRES less that of the untouched base on the same seeds: -2..2, lower is better, 0 is no
+drift. The photos are those trained on.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from twostage.evaluation.figures import Figure, by_prompt
+from twostage.evaluation.material import Material, SetName
+
+
+def _scores(material: Material, name: SetName) -> Tensor:
+    return (material.embedded("dino", name) @ material.embedded("dino", "seen").T).mean(dim=1)
+
+
+def _pres(material: Material) -> Figure:
+    shots, scores = material.get("class"), _scores(material, "class")
+    values = by_prompt(scores.tolist(), shots.places)
+    return Figure("pres", "PRES: class pictures like the subject", values, -1, 1, "lower", shots.prompts)
+
+
+def _dpres(material: Material) -> Figure:
+    shots, scores, before = material.get("class"), _scores(material, "class"), _scores(material, "base_class")
+    values = by_prompt((scores - before).tolist(), shots.places)
+    return Figure("dpres", "PRES less that of the base", values, -2, 2, "lower", shots.prompts)
+
+
+FIGURES = {"pres": _pres, "dpres": _dpres}
