@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 # Between two lines of a log.
 _LINE_SECONDS = 10.0
@@ -18,6 +28,12 @@ class Update(Protocol):
     """Called after a step: how many are done, and what to show beside (loss, learning rate)."""
 
     def __call__(self, done: int, **numbers: float) -> None: ...
+
+
+class OverviewUpdate(Protocol):
+    """Called now and then: how much of the total is done, and a line for each thing that is under way."""
+
+    def __call__(self, done: float, lines: Sequence[str]) -> None: ...
 
 
 class Display:
@@ -31,6 +47,15 @@ class Display:
         """Follow `total` steps, of which `done` are behind us."""
 
         def ignore(done: int, **numbers: float) -> None:
+            pass
+
+        yield ignore
+
+    @contextmanager
+    def overview(self, label: str, total: float) -> Iterator[OverviewUpdate]:
+        """Follow much work of which several parts are under way at once; `total` is in any unit."""
+
+        def ignore(done: float, lines: Sequence[str]) -> None:
             pass
 
         yield ignore
@@ -60,6 +85,27 @@ class _Bars(Display):
 
             yield update
 
+    @contextmanager
+    def overview(self, label: str, total: float) -> Iterator[OverviewUpdate]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        # Parts of the work differ in speed, so the rate is that of a long while.
+        bars = Progress(*columns, console=self._console, speed_estimate_period=600)
+        task = bars.add_task(label, total=total)
+        with Live(bars, console=self._console, refresh_per_second=2) as live:
+
+            def update(done: float, lines: Sequence[str]) -> None:
+                bars.update(task, completed=done)
+                live.update(Group(bars, *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines)))
+
+            yield update
+
 
 class _Lines(Display):
     def __init__(self, console: Console) -> None:
@@ -81,6 +127,22 @@ class _Lines(Display):
             left = (now - begun) / max(done - first, 1) * (total - done)
             eta = f"  {left:.0f} s left" if done < total else f"  took {now - begun:.0f} s"
             self.say(f"{label}  {done}/{total}  {_format(numbers)}{eta}")
+
+        yield update
+
+    @contextmanager
+    def overview(self, label: str, total: float) -> Iterator[OverviewUpdate]:
+        begun = last = time.monotonic()
+
+        def update(done: float, lines: Sequence[str]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done < total and now - last < _LINE_SECONDS:
+                return
+            last = now
+            share = done / total if total else 1.0
+            eta = f"  {(now - begun) * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
+            self.say("  ".join([f"{label}  {share:.0%}{eta}", *lines]))
 
         yield update
 
