@@ -1,0 +1,184 @@
+"""The pictures of the report: which are shown, and each as a small data URI, read one at a time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from twostage.report.formats import plural
+from twostage.report.pooling import BASE, Cell, Pool
+from twostage.report.reading import Run
+
+MAX_PANELS, MAX_PROMPTS, MAX_PHOTOS = 12, 12, 6
+LARGEST_SIDE, SMALLEST_SIDE = 512, 160
+# So many bytes of pictures leave a report that goes through most mail servers, at about what WebP needs a pixel.
+BYTES, BYTES_A_PIXEL = 9_000_000, 0.22
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture on the page: its key in the store, and what is in it, in words."""
+
+    key: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one strategy (or of the base) by prompt; None where there is none."""
+
+    name: str
+    shots: Sequence[Shot | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One subject and training seed: photos, prompts, and rows of pictures."""
+
+    subject: str
+    seed: int
+    prompts: Sequence[str]
+    photos: Sequence[Shot]
+    rows: Sequence[Row]
+
+
+@dataclass
+class Gallery:
+    """All panels, and the files their pictures come from.
+
+    Attributes:
+        panels: shown one at a time.
+        notes: what is shown of what there is.
+        files: by key.
+    """
+
+    panels: list[Panel] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        """Pixels that the longer side of an embedded picture has at most: fewer where there are many pictures."""
+        fitting = math.sqrt(BYTES / BYTES_A_PIXEL / max(len(self.files), 1))
+        return int(min(LARGEST_SIDE, max(SMALLEST_SIDE, fitting)))
+
+    def add(self, path: Path, alt: str) -> Shot | None:
+        """Put a file into the store, once however often it is shown."""
+        if not path.is_file():
+            return None
+        key = "p" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        self.files[key] = path
+        return Shot(key, alt)
+
+    def stored(self) -> Iterator[str]:
+        """Lines of the store, `["key", "data URI"]` in JSON: one picture in memory at a time.
+
+        A picture with the bytes of an earlier one is `["key", "=its key"]`; one that cannot be read, `["key", null]`.
+        """
+        seen: dict[bytes, str] = {}
+        for key, path in self.files.items():
+            try:
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).digest()
+                shown = f"={seen[digest]}" if digest in seen else data_uri(content, self.side)
+            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+                # What PIL raises for files that were cut short or are none of its formats.
+                yield json.dumps([key, None])
+            else:
+                seen.setdefault(digest, key)
+                yield json.dumps([key, shown])
+
+
+def data_uri(content: bytes, side: int) -> str:
+    """A picture as WebP, upright, no larger than `side`, without its metadata (place and camera among them)."""
+    with Image.open(io.BytesIO(content)) as opened:
+        opened.draft("RGB", (side, side))
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=84, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def choose(pool: Pool) -> Gallery:
+    """What is shown: of each prompt the first picture; of many panels and prompts, an even sample."""
+    gallery = Gallery()
+    cells = list(dict.fromkeys(run.cell for run in pool.runs))
+    cells.sort(key=lambda cell: (pool.subjects.index(cell[0]), cell[1]))
+    shown = evenly(cells, MAX_PANELS)
+    for cell in shown:
+        if panel := _panel(gallery, pool, cell):
+            gallery.panels.append(panel)
+    if not gallery.panels:
+        gallery.notes.append("The pictures are not at hand: only figures are shown.")
+        return gallery
+    gallery.notes.append("Of each prompt the first picture that was drawn is shown; none is picked by hand.")
+    if len(shown) < len(cells):
+        gallery.notes.append(
+            f"{len(shown)} of {plural(len(cells), 'pair')} of subject and seed are shown, evenly picked."
+        )
+    most = max(len(_prompts(run)) for run in pool.runs)
+    if most > MAX_PROMPTS:
+        gallery.notes.append(f"Up to {MAX_PROMPTS} of {most} prompts are shown, evenly picked; figures are over all.")
+    return gallery
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` of them at even distances, the first among them; all where there are fewer."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _prompts(run: Run) -> list[str]:
+    return [str(prompt) for prompt in run.document.choices.get("prompts") or ()]
+
+
+def _panel(gallery: Gallery, pool: Pool, cell: Cell) -> Panel | None:
+    runs = [run for name in pool.strategies if (run := pool.cells_of(name).get(cell))]
+    # Rows share the columns of the first run; a run with other prompts shows its own nowhere but in its folder.
+    prompts = _prompts(runs[0])
+    places = evenly(range(len(prompts)), MAX_PROMPTS)
+    rows = []
+    for run in runs:
+        if _prompts(run) == prompts:
+            rows.append(_row(gallery, run, run.strategy, "subject", places))
+    with_base = next((run for run in runs if run.document.pictures.get("base_subject")), None)
+    if with_base:
+        rows.append(_row(gallery, with_base, BASE, "base_subject", places))
+    rows = [row for row in rows if any(row.shots)]
+    if not rows:
+        return None
+    first = runs[0].document.result
+    photos = [
+        shot
+        for kind, paths in (("photo trained on", first.photos), ("held-out photo", first.held_out))
+        for number, path in enumerate(paths[:MAX_PHOTOS], 1)
+        if (shot := gallery.add(runs[0].folder / path, f"{cell[0]}: {kind} {number}"))
+    ]
+    return Panel(cell[0], cell[1], [prompts[place] for place in places], photos, rows)
+
+
+def _row(gallery: Gallery, run: Run, name: str, kind: str, places: Sequence[int]) -> Row:
+    files = run.document.pictures.get(kind, [])
+    prompts = _prompts(run)
+    each = max(1, len(files) // max(len(prompts), 1))
+    noun = run.document.result.class_noun or run.subject
+    shots = [
+        gallery.add(run.folder / files[place * each], f"{name}: {prompts[place].replace('{}', noun)}")
+        if place * each < len(files)
+        else None
+        for place in places
+    ]
+    return Row(name, shots)
