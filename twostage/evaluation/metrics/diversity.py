@@ -18,7 +18,7 @@ from twostage.evaluation.material import Material
 def diversity(pictures: Tensor) -> float:
     """1 - mean cosine of all pairs of at least two pictures (N, D) of length 1; 0..2."""
     first, second = torch.triu_indices(len(pictures), len(pictures), offset=1)
-    return float(1 - (pictures[first] * pictures[second]).sum(dim=1).mean())
+    return max(float(1 - (pictures[first] * pictures[second]).sum(dim=1).mean()), 0.0)
 
 
 def _figure(material: Material) -> Figure:

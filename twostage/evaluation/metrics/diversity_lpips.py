@@ -6,6 +6,7 @@ where it is installed; it downloads AlexNet when first used.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,9 +32,14 @@ def _network() -> Any:
     if find_spec("lpips") is None:
         raise LeftOut("the library lpips is not installed; run 'pip install lpips'")
     try:
-        return import_module("lpips").LPIPS(net="alex", verbose=False).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # It asks torchvision for AlexNet in a way that has become old.
+            return import_module("lpips").LPIPS(net="alex", verbose=False).eval()
     except OSError as error:
         raise LeftOut(f"lpips could not download AlexNet ({error}); run it once where there is a network") from error
+    except (ImportError, RuntimeError) as error:  # torchvision raises the latter where torch is another build
+        reason = " ".join(str(error).split())[:200]
+        raise LeftOut(f"the library lpips cannot be loaded ({reason}); install it and torchvision anew") from error
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -17,7 +17,7 @@ def _figure(material: Material, name: SetName, base: SetName, title: str) -> Fig
     shots = material.get(name)
     after, before = material.embedded("dino", name), material.embedded("dino", base)
     assert shots.places == material.get(base).places, "the base draws the same prompts"
-    values = by_prompt((1 - (after * before).sum(dim=1)).tolist(), shots.places)
+    values = by_prompt((1 - (after * before).sum(dim=1)).clamp(min=0).tolist(), shots.places)
     return Figure(f"drift_{name}", title, values, 0, 2, "lower", shots.prompts)
 
 
