@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
+from torch import Tensor
 
 from twostage import run as verbs
 from twostage.errors import UserError
 from twostage.families import Base, load_base
 from twostage.method.sampling import assemble
+from twostage.quiet import quiet
 from twostage.recipe import Data, Recipe, Sample
 from twostage.recipe_evaluation import Foreign
 from twostage.recipe_file import dump_recipe
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 _RESULT_FOLDERS = ("unet", "text_encoder", "adapter", "embedding")
 # Of a run's phases, those that a run without sample pictures does not have.
 _NOT_TRAINING = ("samples",)
+# The key in kohya's embedding files, which leave the token's name to the file's.
+_NAMELESS = "emb_params"
 
 
 @dataclass(frozen=True)
@@ -123,19 +129,19 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
     if lora is not None and not lora.is_file():
         raise UserError(f"there is no LoRA file {lora}; give a .safetensors file")
     tuned = load_base(foreign.pipeline)
-    rows = dict([load_embedding(embedding)]) if embedding else {}
-    token = foreign.token.strip() or next(iter(rows), "")
+    named, rows = load_embedding(embedding) if embedding else ("", None)
+    token = foreign.token.strip() or ("" if named == _NAMELESS else named)
     if not token:
         raise UserError("what is the subject called in prompts? say --token sks, or the word it was trained with")
-    if rows:
-        rows = {token: next(iter(rows.values()))}
+    if embedding and rows is not None:
+        _check_embedding(embedding, token, rows, tuned)
 
     def load(strength: float) -> StableDiffusionPipeline:
         if strength != 1:
             raise UserError(
                 "a strength other than 1 needs a run folder; of another pipeline, the base is not kept beside"
             )
-        loaded = assemble(tuned, embedding=rows or None)
+        loaded = assemble(tuned, embedding=None if rows is None else {token: rows})
         if lora is not None:
             _load_lora(loaded, lora)
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,13 +194,32 @@ def find_given(paths: Sequence[Path]) -> list[Photo]:
     return found
 
 
+def _check_embedding(file: Path, token: str, rows: Tensor, base: Base) -> None:
+    """As `load_textual_inversion` will, but before anything is drawn."""
+    width = base.outline("text_encoder").get_input_embeddings().weight.shape[1]
+    if rows.shape[1] != width:
+        raise UserError(
+            f"the embedding {file} is {rows.shape[1]} wide, and the text encoder of {base.source} {width}; give the "
+            "base it was trained on"
+        )
+    if token in base.tokenizer.get_vocab():
+        raise UserError(
+            f"the vocabulary of {base.source} has a token {token!r} already; give the embedding another name in "
+            f"prompts, such as --token '<{token}>'"
+        )
+
+
 def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
     if file.suffix != ".safetensors":
         raise UserError(f"LoRA {file}: only .safetensors files are read; convert it first")
     try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        with quiet():
+            # It logs as an error, over many lines, what it then raises.
+            diffusers.utils.logging.set_verbosity(logging.CRITICAL)
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise UserError(f"LoRA {file} does not fit the pipeline: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"LoRA {file} does not fit the pipeline: {reason}; give the base it was trained on") from error
 
 
 def _trained_on(folder: RunFolder, data: Data, held_out: Sequence[Photo], notes: list[str]) -> list[Photo]:

@@ -1,0 +1,72 @@
+"""What other trainers leave: the files beside a pipeline are checked before a picture is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from twostage.errors import UserError
+from twostage.evaluating import open_pipeline
+from twostage.families import load_base
+from twostage.method.sampling import draw
+from twostage.recipe import Sample
+from twostage.recipe_evaluation import Foreign
+
+HOW = Sample(num_inference_steps=2, guidance_scale=2.0)
+
+
+@pytest.fixture
+def width(tiny_base: Path) -> int:
+    return int(load_base(str(tiny_base)).text_encoder.config.hidden_size)
+
+
+def embedding(path: Path, key: str, width: int) -> Path:
+    save_file({key: torch.full((2, width), 0.1)}, path)
+    return path
+
+
+def opened(base: Path, **given: object) -> object:
+    return open_pipeline(Foreign.model_validate({"pipeline": str(base), "class_noun": "backpack", **given}))
+
+
+def test_an_embedding_goes_by_its_own_name_or_the_one_given(tiny_base: Path, tmp_path: Path, width: int) -> None:
+    file = embedding(tmp_path / "own.safetensors", "<own>", width)
+    by_name = open_pipeline(Foreign(pipeline=str(tiny_base), embedding=file, class_noun="backpack"))
+    renamed = open_pipeline(Foreign(pipeline=str(tiny_base), embedding=file, class_noun="backpack", token="<new>"))
+    assert (by_name.phrase, renamed.phrase) == ("<own> backpack", "<new> backpack")
+    pictures = [draw(r.load(1), [f"a {r.phrase}"], [0], HOW, r.side)[0].tobytes() for r in (by_name, renamed)]
+    assert pictures[0] == pictures[1]
+
+
+def test_an_embedding_file_without_a_name_wants_a_token(tiny_base: Path, tmp_path: Path, width: int) -> None:
+    """kohya's and A1111's files call every token emb_params."""
+    file = embedding(tmp_path / "rare.safetensors", "emb_params", width)
+    with pytest.raises(UserError, match="--token"):
+        opened(tiny_base, embedding=file)
+    assert opened(tiny_base, embedding=file, token="<rare>")
+
+
+def test_an_embedding_of_another_base_or_with_a_words_name_is_one_line(
+    tiny_base: Path, tmp_path: Path, width: int
+) -> None:
+    with pytest.raises(UserError, match=f"is {width + 1} wide, and the text encoder of .* {width};"):
+        opened(tiny_base, embedding=embedding(tmp_path / "wide.safetensors", "<wide>", width + 1))
+    taken = sorted(load_base(str(tiny_base)).tokenizer.get_vocab())[100]
+    with pytest.raises(UserError, match="already"):
+        opened(tiny_base, embedding=embedding(tmp_path / "taken.safetensors", "<x>", width), token=taken)
+
+
+def test_a_lora_that_does_not_fit_is_one_line(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = {name: torch.zeros(3, 3) for name in ("unet.conv_in.lora_A.weight", "unet.conv_in.lora_B.weight")}
+    save_file(keys, tmp_path / "other.safetensors")
+    result = open_pipeline(Foreign(pipeline=str(tiny_base), lora=tmp_path / "other.safetensors", token="sks"))
+    capfd.readouterr()
+    with pytest.raises(UserError, match=r"^LoRA .*other\.safetensors does not fit") as error:
+        result.load(1)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
