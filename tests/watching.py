@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from twostage.display import Display, Update
@@ -41,6 +43,15 @@ def ctrl_c() -> None:
 
 def without(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update=changes)
+
+
+def noise_photo(seed: int, size: tuple[int, int] = (300, 300)) -> Image.Image:
+    """A grey picture in RGB with structure at every scale, as photos have it, and like no other's."""
+    rng, picture = np.random.default_rng(seed), Image.new("L", size)
+    for side, share in ((6, 1.0), (60, 0.4), (250, 0.35)):
+        noise = Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8))
+        picture = Image.blend(picture, noise.resize(size, Image.Resampling.BICUBIC), share)
+    return ImageOps.autocontrast(picture).convert("RGB")
 
 
 def results(run: Path) -> dict[str, torch.Tensor]:

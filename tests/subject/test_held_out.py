@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
+from tests.watching import noise_photo
 from twostage.errors import UserError
 from twostage.recipe import Data
 from twostage.subject.held_out import find_held_out, leaks
@@ -17,12 +18,11 @@ from twostage.subject.photos import find_photos
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Four photos with structure, as d.png is not; write to it."""
+    """Four photos with structure; write to it."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in "abcd":
-        coarse, fine = Image.effect_noise((5, 5), 150), Image.effect_noise((40, 40), 90)
-        Image.blend(coarse.resize((80, 80)), fine.resize((80, 80)), 0.3).convert("RGB").save(folder / f"{name}.png")
+    for seed, name in enumerate("abcd"):
+        noise_photo(seed, (80, 80)).save(folder / f"{name}.png")
     return folder
 
 

@@ -25,8 +25,8 @@ from twostage.subject.pictures import (
     Unusable,
     check_picture,
     crop,
+    is_picture,
     pad,
-    picture_suffixes,
     printable,
     read_picture,
     reason_of,
@@ -82,8 +82,8 @@ def find_photos(folder: Path, first: int | None = None, held_out: Collection[str
     bad: list[str] = []
     skipped: list[str] = []
     pictures = 0
-    for place, repeats, names in _places(folder):
-        files = [name for name in names if _is_picture(place / name)]
+    for place, repeats, names in places(folder):
+        files = [name for name in names if is_picture(place / name)]
         skipped += [_shown(place / name, folder) for name in names if name not in files]
         pictures += len(files)
         good: dict[Path, Picture] = {}
@@ -100,7 +100,7 @@ def find_photos(folder: Path, first: int | None = None, held_out: Collection[str
             "replace or remove them"
         )
     if not photos:
-        found = f"only {_some(skipped)}" if skipped else "nothing"
+        found = f"only {some_of(skipped)}" if skipped else "nothing"
         raise UserError(f"no photos in {printable(folder)}: found {found}; put 3 to 5 JPEG or PNG photos there")
     seen = [photo for photo in photos if photo.sha256 not in held_out]
     if not seen:
@@ -125,7 +125,7 @@ def find_photo(file: Path) -> Photo:
     """
     stems = (file.stem, file.stem + MASK_ENDING)
     names = [name for name in _list(file.parent) if Path(name).stem in stems]
-    masks = [file.parent / name for name in names if Path(name).stem == stems[1] and _is_picture(file.parent / name)]
+    masks = [file.parent / name for name in names if Path(name).stem == stems[1] and is_picture(file.parent / name)]
     (photo,) = _with_companions(file.parent, names, {path: check_picture(path) for path in (file, *masks)}, 1)
     return photo
 
@@ -137,6 +137,36 @@ def open_photo(photo: Photo) -> Image.Image:
         UserError: the file is gone or has been damaged since it was found.
     """
     return _read(photo.path, "white")
+
+
+def open_mask(photo: Photo) -> Image.Image | None:
+    """The whole mask, upright, as grey values; None where there is none.
+
+    Raises:
+        UserError: the file is gone or has been damaged since it was found.
+    """
+    return _read(photo.mask.path, "black").convert("L") if photo.mask else None
+
+
+def places(folder: Path) -> list[tuple[Path, int, list[str]]]:
+    """A folder of photos and its sub-folders of repeats: path, repeats, sorted names of what is inside.
+
+    Raises:
+        UserError: the folder is missing, no folder, not readable, or a sub-folder asks for too many repeats.
+    """
+    names = _list(folder)
+    places = [(folder, 1, names)]
+    for name in names:
+        number = re.match(r"(\d+)_", name)
+        if not number or not int(number[1]) or not os.path.isdir(folder / name):
+            continue
+        if int(number[1]) > MAX_REPEATS:
+            raise UserError(
+                f"the sub-folder {printable(folder / name)} asks for its photos {number[1]} times, and {MAX_REPEATS} "
+                "is the most; give it a smaller number, or a name that starts with none"
+            )
+        places.append((folder / name, int(number[1]), _list(folder / name)))
+    return places
 
 
 def load_photo(photo: Photo, size: int | Size, fit: Fit) -> torch.Tensor:
@@ -158,7 +188,7 @@ def load_photo(photo: Photo, size: int | Size, fit: Fit) -> torch.Tensor:
         UserError: the file is gone or has been damaged since `find_photos`.
     """
     size = (size, size) if isinstance(size, int) else size
-    image = _fitted(_read(photo.path, "white"), size, fit, "white").resize(size, Image.Resampling.LANCZOS)
+    image = fitted(_read(photo.path, "white"), size, fit, "white").resize(size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1
 
@@ -178,28 +208,26 @@ def load_mask(photo: Photo, size: Size, latent_size: Size, fit: Fit) -> torch.Te
     Raises:
         UserError: the mask is gone or has been damaged since `find_photos`.
     """
-    if photo.mask is None:
+    mask = open_mask(photo)
+    if mask is None:
         return torch.ones(1, *latent_size[::-1])
-    image = _fitted(_read(photo.mask.path, "black").convert("L"), size, fit, "black")
+    image = fitted(mask, size, fit, "black")
     counts = torch.from_numpy(np.array(image.convert("F").resize(latent_size, Image.Resampling.BOX)))
     return (counts / 255).clamp(0, 1).unsqueeze(0)
 
 
-def _places(folder: Path) -> list[tuple[Path, int, list[str]]]:
-    """The folder and its sub-folders of repeats: path, repeats, sorted names of what is inside."""
-    names = _list(folder)
-    places = [(folder, 1, names)]
-    for name in names:
-        number = re.match(r"(\d+)_", name)
-        if not number or not int(number[1]) or not os.path.isdir(folder / name):
-            continue
-        if int(number[1]) > MAX_REPEATS:
-            raise UserError(
-                f"the sub-folder {printable(folder / name)} asks for its photos {number[1]} times, and {MAX_REPEATS} "
-                "is the most; give it a smaller number, or a name that starts with none"
-            )
-        places.append((folder / name, int(number[1]), _list(folder / name)))
-    return places
+def fitted(image: Image.Image, size: Size, fit: Fit, background: str) -> Image.Image:
+    """As much of a picture as training sees, before it is scaled to `size`; see `load_photo`."""
+    if fit != "pad":
+        return crop(image, *size)
+    assert size[0] == size[1], "padding makes squares"
+    return pad(image, background)
+
+
+def some_of(names: list[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _list(folder: Path) -> list[str]:
@@ -213,12 +241,6 @@ def _list(folder: Path) -> list[str]:
         raise UserError(
             f"cannot list the photo folder {printable(folder)}: {reason_of(error)}; allow reading it"
         ) from None
-
-
-def _is_picture(path: Path) -> bool:
-    # os.path's answer is False where Path's is a PermissionError.
-    no_file = os.path.exists(path) and not os.path.isfile(path)
-    return not path.name.startswith(".") and not no_file and path.suffix.lower() in picture_suffixes()
 
 
 def _with_companions(folder: Path, names: list[str], good: dict[Path, Picture], repeats: int) -> list[Photo]:
@@ -247,12 +269,12 @@ def _with_companions(folder: Path, names: list[str], good: dict[Path, Picture], 
 def _refuse_shared(file: Path, what: str, photo: Photo, photos: Sequence[Photo]) -> None:
     same = [printable(other.path.name) for other in photos if other.path.stem == photo.path.stem]
     if len(same) > 1:
-        raise UserError(f"{printable(file)} would be the {what} of {_some(same)}; give each photo a stem of its own")
+        raise UserError(f"{printable(file)} would be the {what} of {some_of(same)}; give each photo a stem of its own")
 
 
 def _checked_mask(mask: Picture, photo: Photo) -> Picture:
     if photo.mask:
-        both = _some([printable(path.name) for path in (photo.mask.path, mask.path)])
+        both = some_of([printable(path.name) for path in (photo.mask.path, mask.path)])
         raise UserError(f"{printable(photo.path)} has two masks: {both}; keep one")
     if mask.size != photo.size:
         sizes = ["x".join(map(str, size)) for size in (mask.size, photo.size)]
@@ -284,17 +306,5 @@ def _read(path: Path, background: str) -> Image.Image:
         raise UserError(f"cannot read {printable(path)}: {reason}; put a whole one there, or remove it") from None
 
 
-def _fitted(image: Image.Image, size: Size, fit: Fit, background: str) -> Image.Image:
-    if fit != "pad":
-        return crop(image, *size)
-    assert size[0] == size[1], "padding makes squares"
-    return pad(image, background)
-
-
 def _shown(path: Path, folder: Path) -> str:
     return printable(path.relative_to(folder)) + ("/" if os.path.isdir(path) else "")
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -51,13 +51,30 @@ class Picture:
     size: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Nature:
+    """What is not to be seen once a picture is upright and RGB.
+
+    Attributes:
+        turned: its EXIF asks for turning or mirroring.
+        clear: share of its pixels that are more transparent than not, 0 to 1.
+        grey: it is stored without colours.
+    """
+
+    turned: bool
+    clear: float
+    grey: bool
+
+
 class Unusable(Exception):
     """Why one picture cannot be used, in a few words."""
 
 
-def picture_suffixes() -> set[str]:
-    """Endings, with their dot and in small letters, of the files to look into."""
-    return _readable_suffixes() | _FOREIGN
+def is_picture(path: Path) -> bool:
+    """Whether to look into what lies there: hidden files, folders and other endings are passed over."""
+    # os.path's answer is False where Path's is a PermissionError.
+    no_file = os.path.exists(path) and not os.path.isfile(path)
+    return not path.name.startswith(".") and not no_file and path.suffix.lower() in _readable_suffixes() | _FOREIGN
 
 
 def check_picture(path: Path) -> Picture:
@@ -95,12 +112,37 @@ def read_picture(path: Path, background: str = "white") -> Image.Image:
         raise Unusable(reason_of(error)) from None
 
 
+def read_nature(path: Path) -> Nature:
+    """What is told of a picture file that can be read.
+
+    Raises:
+        Unusable: it has been damaged since it was checked.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=sorted(set(Image.OPEN) - _NOT_PHOTOS)) as image:
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                clear = 0.0
+                if image.has_transparency_data:
+                    alpha = image.convert("RGBA").getchannel("A").histogram()
+                    clear = sum(alpha[:128]) / sum(alpha)
+                return Nature(orientation in range(2, 9), clear, image.mode.startswith(("1", "L", "I", "F")))
+    except _DECODER_ERRORS as error:
+        raise Unusable(f"broken: {printable(error)}") from None
+
+
 def crop(image: Image.Image, width: int, height: int) -> Image.Image:
     """As much of its centre as has the aspect ratio of width to height."""
-    wide = min(image.width, max(1, round(image.height * width / height)))
-    high = min(image.height, max(1, round(image.width * height / width)))
-    left, top = (image.width - wide) // 2, (image.height - high) // 2
-    return image.crop((left, top, left + wide, top + high))
+    return image.crop(crop_box(image.size, width, height))
+
+
+def crop_box(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
+    """Where `crop` cuts a picture of that size: left, top, right, bottom in pixels."""
+    wide = min(size[0], max(1, round(size[1] * width / height)))
+    high = min(size[1], max(1, round(size[0] * height / width)))
+    left, top = (size[0] - wide) // 2, (size[1] - high) // 2
+    return left, top, left + wide, top + high
 
 
 def pad(image: Image.Image, background: str) -> Image.Image:
