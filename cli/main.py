@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from twostage import __version__
 from twostage.errors import UserError
 
-from . import compare, demo, evaluate, export, generate, photos, push, recipe, token, train
+from . import compare, demo, evaluate, export, generate, photos, push, recipe, report, token, train
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
@@ -86,6 +86,7 @@ app.command()(generate.generate)
 app.command(cls=SectionedHelp)(evaluate.evaluate)
 app.command(cls=SectionedHelp)(compare.compare)
 app.command()(export.export)
+app.command()(report.report)
 app.command()(push.push)
 app.command()(demo.demo)
 app.add_typer(recipe.app, name="recipe")

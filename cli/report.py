@@ -37,10 +37,10 @@ def report(
         output = runs[0] / "report.html" if len(runs) == 1 and os.path.isdir(runs[0]) else Path("report.html")
     writing.check_output(output)
     found, skipped = reading.read_runs(runs)
-    for one in skipped:
-        typer.echo(f"skipped {one.folder}: {one.reason}", err=True)
     command = shlex.join(["twostage", "report", *map(str, runs)])
     judged = writing.write(found, skipped, output, title=title, command=command)
+    for one in skipped:
+        typer.echo(f"skipped {one.folder}: {one.reason}", err=True)
     typer.echo(judged.headline)
     typer.echo(str(output))
     if skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,27 +132,34 @@ def _curves(identity: float, prompt: float, drift: float) -> dict[str, Any]:
 
 def _draw(folder: Path, data: dict[str, Any], subject: str, identity: float, rng: np.random.Generator) -> None:
     """The subject as well as `identity` says: now and then another of its class."""
-    real = world.sample_subject(np.random.default_rng([7, SUBJECTS.index(subject)]), subject)
-    live = subject in world.LIVE
     photos = folder.parents[1] / "photos" / subject
     photos.mkdir(parents=True, exist_ok=True)
     for number in range(4):
         path = photos / f"{number}.png"
         if not path.exists():
-            scene = world.sample_scene(np.random.default_rng([8, number]), live, plain=True)
-            world.draw(real, scene).save(path)
+            scene = world.sample_scene(np.random.default_rng([8, number]), subject in world.LIVE, plain=True)
+            world.draw(_itself(subject), scene).save(path)
         data["result"]["held_out" if number == 3 else "photos"].append(str(path))
     for kind, likeness in (("subject", identity), ("base_subject", 0.0)):
         (folder / "evaluation" / kind).mkdir(parents=True, exist_ok=True)
         names = []
-        for number, place in enumerate(PLACES):
-            lookup = np.random.default_rng([9, number, SUBJECTS.index(subject)])
-            other = world.sample_subject(lookup, subject)
-            shown = real if likeness and rng.random() < (likeness - 0.3) * 2.2 else other
-            scene = world.sample_scene(lookup, live, context=place, plain=True)
+        for number in range(len(PLACES)):
+            shown = bool(likeness) and rng.random() < (likeness - 0.3) * 2.2
             names.append(f"evaluation/{kind}/{number:04}.png")
-            world.draw(shown, scene).save(folder / names[-1])
+            _picture(subject, number, shown).save(folder / names[-1])
         data["pictures"][kind] = names
+
+
+@cache
+def _picture(subject: str, number: int, itself: bool) -> Image.Image:
+    rng = np.random.default_rng([9, number, SUBJECTS.index(subject)])
+    other = world.sample_subject(rng, subject)
+    scene = world.sample_scene(rng, subject in world.LIVE, context=PLACES[number], plain=True)
+    return world.draw(_itself(subject) if itself else other, scene)
+
+
+def _itself(subject: str) -> world.Subject:
+    return world.sample_subject(np.random.default_rng([7, SUBJECTS.index(subject)]), subject)
 
 
 def write_comparison(

@@ -6,6 +6,7 @@ import base64
 import zlib
 from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import cache
 from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
@@ -169,6 +170,7 @@ def _own(name: str) -> str:
     return (resources.files("twostage.report") / "templates" / name).read_text(encoding="utf-8")
 
 
+@cache
 def _plotly() -> str:
     """plotly.js, compressed: 2 MB of the page in place of 4.8 MB. The page unpacks it after it is shown."""
     script = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()

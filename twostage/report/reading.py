@@ -139,7 +139,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Skipped]]:
     """
     runs: list[Run] = []
     skipped: list[Skipped] = []
-    for folder in dict.fromkeys(place for given in folders for place in _places(given)):
+    for folder in {place.resolve(): place for given in folders for place in _places(given)}.values():
         try:
             document = _read(folder)
         except ValueError as error:
@@ -193,11 +193,21 @@ def _read(folder: Path) -> Document:
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs of one name on the same subject and seed are different strategies: named by their folders too."""
+    doubled = _doubled(runs)
+    for parts in range(1, 5):
+
+        def with_folder(run: Run, parts: int = parts) -> Run:
+            return replace(run, strategy=f"{run.strategy} ({'/'.join(run.folder.resolve().parts[-parts:])})")
+
+        named = [with_folder(run) if run.strategy in doubled else run for run in runs]
+        if not _doubled(named):
+            break
+    return named
+
+
+def _doubled(runs: Sequence[Run]) -> set[str]:
     times = Counter((run.strategy, run.cell) for run in runs)
-    doubled = {strategy for (strategy, _), count in times.items() if count > 1}
-    return [
-        replace(run, strategy=f"{run.strategy} ({run.folder.name})") if run.strategy in doubled else run for run in runs
-    ]
+    return {strategy for (strategy, _), count in times.items() if count > 1}
 
 
 # What may differ between two runs whose figures are compared: each follows from the subject.

@@ -52,9 +52,10 @@ def check_output(output: Path) -> None:
         raise UserError(f"the report {output} must end in .html; Markdown, JSON and CSV come beside it")
     if os.path.isdir(output):
         raise UserError(f"the report {output} is a folder; name a file in it, such as {output / 'report.html'}")
+    # Asked of the folder that is there, so that a mistake found later leaves no empty folders behind.
+    there = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     with _telling(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        probe = output.with_name(f".{output.name}.{os.getpid()}")
+        probe = there / f".{output.name}.{os.getpid()}"
         probe.touch()
         probe.unlink()
 
@@ -104,6 +105,7 @@ def default_title(pool: Pool) -> str:
 def _put(path: Path, write_to: Callable[[TextIO], object]) -> None:
     """Write a file under a temporary name, then give it its own."""
     with _telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("w", encoding="utf-8", newline="\n") as file:

@@ -1,0 +1,93 @@
+"""The pictures of a report: which, how large, and in how much memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import tracemalloc
+
+from PIL import Image
+
+from tests.report.comparisons import large_picture, write_comparison, write_run
+from twostage.report.gallery import MAX_PANELS, Gallery, choose, data_uri, evenly
+from twostage.report.pooling import BASE, Pool
+from twostage.report.reading import read_runs
+
+
+def _opened(uri):
+    head, data = uri.split(",")
+    assert head == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_rows_are_the_strategies_the_best_first_and_the_base_last(comparison):
+    gallery = choose(Pool(read_runs([comparison])[0]))
+    assert [(panel.subject, panel.seed) for panel in gallery.panels][:3] == [
+        ("backpack", 0),
+        ("backpack", 1),
+        ("dog", 0),
+    ]
+    names = [row.name for row in gallery.panels[0].rows]
+    assert names[0] == "two-stage" and names[-1] == BASE and len(names) == 6
+    assert [len(row.shots) for row in gallery.panels[0].rows] == [8] * 6
+    assert [shot.alt for shot in gallery.panels[0].photos][-1] == "backpack: held-out photo 1"
+
+
+def test_the_same_picture_is_embedded_once(comparison):
+    gallery = choose(Pool(read_runs([comparison])[0]))
+    stored = dict(json.loads(line) for line in gallery.stored())
+    whole = [uri for uri in stored.values() if not uri.startswith("=")]
+    assert len(set(whole)) == len(whole) < len(stored)  # the base's pictures are those of both seeds
+    assert all(stored[uri[1:]].startswith("data:") for uri in stored.values() if uri.startswith("="))
+
+
+def test_large_photos_are_made_small_and_lose_place_and_camera(tmp_path):
+    large_picture(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert b"Secret camera" in content
+    picture = _opened(data_uri(content, 256))
+    assert max(picture.size) == 256 and not picture.getexif()
+
+
+def test_more_pictures_are_smaller_ones(tmp_path):
+    few, many = Gallery(), Gallery()
+    many.files = {str(number): tmp_path for number in range(800)}
+    assert few.side == 512 and 160 <= many.side < 300
+
+
+def test_of_many_pairs_an_even_sample_is_shown_and_that_is_said(tmp_path):
+    write_comparison(tmp_path, ["two-stage"], ["dog"], range(20))
+    gallery = choose(Pool(read_runs([tmp_path])[0]))
+    assert len(gallery.panels) == MAX_PANELS
+    assert any("12 of 20 pairs" in note for note in gallery.notes)
+    assert evenly(range(20), 4) == [0, 5, 10, 15]
+
+
+def test_one_picture_at_a_time_is_in_memory(tmp_path):
+    folder = tmp_path / "a"
+    data = write_run(folder, "two-stage", "dog", 0)
+    large_picture(tmp_path / "large.jpg", 1000)
+    for name in data["pictures"]["subject"]:
+        shutil.copy(tmp_path / "large.jpg", folder / name)
+        with (folder / name).open("ab") as file:
+            file.write(name.encode())  # other bytes, the same picture
+    gallery = choose(Pool(read_runs([folder])[0]))
+
+    def peak(count):
+        tracemalloc.start()
+        for _, line in zip(range(count), gallery.stored(), strict=False):
+            assert line
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(8) < 1.5 * peak(2)
+
+
+def test_no_pictures_at_hand_is_said(tmp_path):
+    write_run(tmp_path / "a", "two-stage", "dog", 0)
+    shutil.rmtree(tmp_path / "a" / "evaluation")
+    gallery = choose(Pool(read_runs([tmp_path / "a"])[0]))
+    assert gallery.panels == [] and "not at hand" in gallery.notes[0]
