@@ -16,7 +16,7 @@ from yaml import YAMLError
 from twostage.families import Base
 from twostage.pocket import LICENSE as POCKET_LICENSE
 from twostage.recipe import Recipe, Section
-from twostage.run_folder import RunFolder
+from twostage.run_folder import RunFolder, checkpoint_name
 from twostage.subject.captions import subject_phrase
 
 FILE = "README.md"
@@ -125,7 +125,7 @@ class Card:
 
     def _gallery(self) -> list[tuple[str, str]]:
         """One of the last sample pictures for each prompt."""
-        samples = last_samples(self.folder.path)
+        samples = result_samples(self.folder)
         if samples is None:
             return []
         pictures = [samples / f"prompt{number}-1.png" for number in range(1, len(self.recipe.sample.prompts) + 1)]
@@ -204,6 +204,8 @@ class Card:
             f"training on {facts.get('device', 'an unknown device')}, "
             f"{facts.get('peak_memory_bytes', 0) / 2**30:.2f} GiB at the peak.",
         ]
+        if chosen := facts.get("selection", {}).get("chosen"):
+            lines[-1] += f" The weights are those of step {chosen['step']} of stage {chosen['stage']}."
         if "from" in facts:
             lines[-1] += f" Stage 1 was taken from another run, of recipe {_code(facts['from']['recipe'])}."
         lines += ["", self._captions(), "", "| option | value |", "|---|---|"]
@@ -241,9 +243,12 @@ def write_card(folder: RunFolder, recipe: Recipe) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def last_samples(run: Path) -> Path | None:
-    """The folder of the sample pictures drawn last, if any were."""
-    folders = [path for path in run.glob("samples/stage*-*") if path.is_dir()]
+def result_samples(folder: RunFolder) -> Path | None:
+    """The folder of the samples that a finished run's result drew, if any: of the checkpoint kept, or the last."""
+    chosen = folder.facts.get("selection", {}).get("chosen")
+    if chosen and (own := folder.path / "samples" / checkpoint_name(chosen["stage"], chosen["step"])).is_dir():
+        return own
+    folders = [path for path in folder.path.glob("samples/stage*-*") if path.is_dir()]
     return max(folders, key=lambda path: (path.name.split("-")[0], len(path.name), path.name), default=None)
 
 

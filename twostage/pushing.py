@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from twostage.errors import UserError
-from twostage.model_card import FILE, Card, last_samples
+from twostage.model_card import FILE, Card, result_samples
 from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe
 from twostage.run_folder import RunFolder
@@ -90,6 +90,7 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
             "data": recipe.data.model_copy(update={"photos": None, "held_out": ()}),
             "subjects": tuple(more.model_copy(update={"photos": Path("photos")}) for more in recipe.subjects),
             "prior": recipe.prior.model_copy(update={"class_images": None}),
+            "select": recipe.select.model_copy(update={"encoders": ()}),
         }
     )
     files: dict[str, Path | bytes] = {
@@ -101,7 +102,7 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
         for path in sorted((folder.path / name).rglob("*")):
             if path.is_file() and not path.name.startswith("."):
                 files[path.relative_to(folder.path).as_posix()] = path
-    if samples := last_samples(folder.path):
+    if samples := result_samples(folder):
         for path in sorted([*samples.glob("*.png"), samples.with_name(f"{samples.name}.png")]):
             files[path.relative_to(folder.path).as_posix()] = path
     if "adapter/unet/adapter_config.json" in files and local:

@@ -19,6 +19,7 @@ from twostage.recipe_sections import (
     Data,
     Sample,
     Section,
+    Select,
     Token,
     option,
     short_names,
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "Section",
+    "Select",
     "Stage",
     "Stage1",
     "Stage2",
@@ -75,6 +77,7 @@ class Recipe(Section):
     prior: Prior = Prior()
     sample: Sample = Sample()
     checkpoints: Checkpoints = Checkpoints()
+    select: Select = Select()
 
     def every_subject(self) -> list[tuple[Token, Data]]:
         """Token and data of each subject, that of [token] and [data] first."""
@@ -142,3 +145,15 @@ class Recipe(Section):
                 f"checkpoints.at = {beyond[0]} comes after the last step: the recipe's longest stage has {longest}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _what_is_measured_is_drawn(self) -> Self:
+        if not self.select.wanted:
+            return self
+        drawn = [text for text in self.sample.prompts if "{}" in text or self.token.placeholder in text]
+        if drawn and self.sample.per_prompt:
+            return self
+        wrong = "sample.per_prompt = 0" if drawn else f"none of the {len(self.sample.prompts)} sample.prompts has {{}}"
+        asks = "measure = true" if self.select.measure else f"stop_on_copying = {self.select.stop_on_copying}"
+        asks = "keep = 'best'" if self.select.keep == "best" else asks
+        raise ValueError(f"select.{asks} measures sample pictures of the subject, and {wrong}; have some drawn")

@@ -205,3 +205,42 @@ class Checkpoints(Section):
     def due(self, step: int) -> bool:
         """Whether to save after so many steps of a stage."""
         return step % self.every == 0 or step in self.at
+
+
+class Select(Section):
+    """Measuring the sample pictures of each checkpoint, and what is decided by it."""
+
+    measure: bool = option(False, "Measure them and decide nothing; the two below do so anyway.")
+    keep: Literal["last", "best"] = option(
+        "last",
+        "Which checkpoint becomes the result: the last, or the one of the highest score, which is identity with the "
+        "held-out photos times prompt fidelity.",
+    )
+    stop_on_copying: int = option(
+        0,
+        "Stop a stage early when, for so many checkpoints in a row, its pictures came nearer to single training photos "
+        "and no nearer to the held-out ones; 0 never does.",
+        unit="checkpoints",
+        ge=0,
+    )
+    encoders: tuple[str, ...] = option(
+        (),
+        "ROLE=SOURCE as in an evaluation, of dino, which sees identity, or clip, which reads prompts; may be given "
+        "several times.",
+        flags=("encoder",),
+    )
+
+    @field_validator("encoders")
+    @classmethod
+    def _encoders_have_a_role(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if not re.fullmatch(r"\s*(dino|clip)\s*=.*\S.*", text):
+                raise ValueError(
+                    f"{text!r} is not ROLE=SOURCE with the role dino or clip, as in dino=facebook/dino-vits16"
+                )
+        return value
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is measured."""
+        return self.measure or self.keep == "best" or self.stop_on_copying > 0

@@ -81,6 +81,7 @@ def train(
         class_images = find_class_pictures(recipe)
         for note in leaks(held_out, [photo for own in photos for photo in own]):
             session.display.say(f"note: {note}")
+        session.prepare_selection(photos[0], held_out)
         base = load_base(recipe.base)
         if parent:
             parent.check_base(base)
@@ -125,8 +126,8 @@ def generate(
         `count` pictures for each prompt, prompt after prompt.
 
     Raises:
-        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or it has no
-            weights to give that strength.
+        UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or
+            there is nothing to mix at that strength.
     """
     folder, recipe = open_finished(run)
     phrase = subject_phrase(recipe.token, recipe.data)

@@ -4,10 +4,12 @@ recipe.toml      every option resolved
 run.json         versions, device, base, photo hashes, seconds per phase, peak memory, self-checks, finished or not
 README.md        the model card of a finished run
 metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds
+selection.jsonl  one line per checkpoint that was measured: stage, step, its figures, its score
 embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
 unet/            the tuned U-Net, as diffusers' from_pretrained reads it
 adapter/         or unet/ and text_encoder/ in it: adapters, as PEFT's from_pretrained reads them
-checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json; averaged.safetensors
+checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json; averaged.safetensors;
+                 best-stage2-000400/: the weights of the best one, when the rest of it had to go
 samples/         the same prompts and seeds at each checkpoint
 """
 
@@ -33,8 +35,10 @@ from twostage.method.sampling import grid
 from twostage.recipe import Checkpoints, Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.subject.tokens import embedding_file_name, save_embedding
+from twostage.writing import UNFINISHED, whole_folder, writing
 
-_UNFINISHED = ".writing-"
+# A stage and a step of it; they are compared as they come in a run.
+Place = tuple[int, int]
 
 
 class RunFolder:
@@ -56,7 +60,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds something, or is none.
         """
-        with _writing(self.path):
+        with writing(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"the output {self.path} is a file; choose a folder")
             if self._file("recipe.toml").exists() and self._file("run.json").exists():
@@ -100,7 +104,7 @@ class RunFolder:
         Raises:
             UserError: it cannot be written; nothing of it is left.
         """
-        with _writing(self.path):
+        with writing(self.path):
             self._made = not self.path.is_dir()
             self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -139,9 +143,19 @@ class RunFolder:
         # A millionth step has a seventh digit.
         return sorted(found, key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
 
-    def save_checkpoint(self, stage: int, progress: Progress, options: Checkpoints) -> Path:
-        """Write a checkpoint and drop all but the newest, and those that were asked for."""
-        final = self.path / "checkpoints" / f"stage{stage}-{progress.step:06d}"
+    def save_checkpoint(
+        self, stage: int, progress: Progress, options: Checkpoints, best: Callable[[Place], Place | None] | None = None
+    ) -> Path:
+        """Write a checkpoint and drop all but the newest, and those that were asked for.
+
+        Args:
+            stage: that it is of.
+            progress: what is written.
+            options: how many stay.
+            best: says which checkpoint did best up to another, if any. For each of those that stay, and that an
+                interrupted run can go on from, it is kept too, or its weights.
+        """
+        final = self.path / "checkpoints" / checkpoint_name(stage, progress.step)
 
         def write(folder: Path) -> None:
             save_file(progress.trained, folder / "trained.safetensors")
@@ -152,10 +166,39 @@ class RunFolder:
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
         self._write_folder(final, write)
-        passing = [path for path in self.checkpoints() if int(path.name.split("-")[1]) not in options.at]
-        for old in passing[: -options.keep]:
-            shutil.rmtree(old)
+        passing = [path for path in self.checkpoints() if _place(path)[1] not in options.at]
+        old = passing[: -options.keep]
+        wanted = {best(_place(path)) for path in self.checkpoints() if path not in old} if best else set()
+        for path in old:
+            if _place(path) in wanted:
+                self._reduce_to_weights(path)
+            else:
+                shutil.rmtree(path)
+        for path in self.path.glob("checkpoints/best-*"):
+            if _place(path) not in wanted:
+                shutil.rmtree(path)
         return final
+
+    def _reduce_to_weights(self, checkpoint: Path) -> None:
+        """Leave of a checkpoint what drew its samples; a kill half way leaves that too."""
+        (checkpoint / "optimizer.safetensors").unlink(missing_ok=True)
+        if (checkpoint / "averaged.safetensors").is_file():
+            (checkpoint / "trained.safetensors").unlink(missing_ok=True)
+        marked = checkpoint.with_name(f"best-{checkpoint.name}")
+        shutil.rmtree(marked, ignore_errors=True)
+        os.replace(checkpoint, marked)
+
+    def weights_at(self, stage: int, step: int) -> dict[str, Tensor] | None:
+        """What had been trained when a checkpoint's samples were drawn, by name; None where it is gone or damaged."""
+        name = checkpoint_name(stage, step)
+        for folder in (self.path / "checkpoints" / name, self.path / "checkpoints" / f"best-{name}"):
+            files = [folder / "averaged.safetensors", folder / "trained.safetensors"]
+            if there := [file for file in files if file.is_file()]:
+                try:
+                    return load_file(there[0])
+                except (OSError, SafetensorError):
+                    return None
+        return None
 
     def newest_checkpoint(self) -> tuple[int, Progress] | None:
         """Stage and progress of the newest checkpoint that can be read; None where there is none."""
@@ -180,9 +223,9 @@ class RunFolder:
     @contextmanager
     def saving(self, path: Path) -> Iterator[Path]:
         """A temporary name inside the run to write a file to; afterwards it is `path`."""
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(_UNFINISHED + path.name)
+            temporary = path.with_name(UNFINISHED + path.name)
             try:
                 yield temporary
                 os.replace(temporary, path)
@@ -198,37 +241,50 @@ class RunFolder:
 
         def write(folder: Path) -> None:
             for index, picture in enumerate(pictures):
-                picture.save(folder / f"prompt{index // columns + 1}-{index % columns + 1}.png")
+                picture.save(folder / _sample_name(index // columns, index % columns))
 
         samples = self.path / "samples"
         self._write_folder(samples / name, write)
         with self.saving(samples / f"{name}.png") as temporary:
             grid(pictures, columns).save(temporary, format="PNG")
 
-    # Metrics
+    def sample_files(self, name: str, row: int, columns: int) -> list[Path]:
+        """The pictures of the samples `name` that are in row `row`, counted from 0, of the sheet."""
+        return [self.path / "samples" / name / _sample_name(row, column) for column in range(columns)]
+
+    # Lines
 
     def log(self, step: Step) -> None:
         """Append a line to metrics.jsonl."""
-        path = self._file("metrics.jsonl")
-        with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+        self.append("metrics.jsonl", asdict(step))
+
+    def append(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Append a line of JSON to a file of the run."""
+        path = self._file(name)
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def rewind(self, stage: int, step: int) -> None:
-        """Forget the lines after a step, and what an interrupted write left; called before going on from there."""
-        for left in self.path.rglob(_UNFINISHED + "*"):
+        """Forget lines and samples after a step, and what an interrupted write left; called before going on there."""
+        for left in self.path.rglob(UNFINISHED + "*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        path = self._file("metrics.jsonl")
-        if not path.is_file():
-            return
+        for drawn in self.path.glob("samples/stage*-*"):
+            if _place(drawn) > (stage, step):
+                shutil.rmtree(drawn) if drawn.is_dir() else drawn.unlink()
+        for name in ("metrics.jsonl", "selection.jsonl"):
+            if self._file(name).is_file():
+                self._rewind_lines(name, (stage, step))
+
+    def _rewind_lines(self, name: str, place: Place) -> None:
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self._file(name).read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 entry = json.loads(line)
             except ValueError:
                 break  # A kill can cut the last line short.
-            if (entry["stage"], entry["step"]) <= (stage, step):
+            if (entry["stage"], entry["step"]) <= place:
                 kept.append(line)
-        self._write_text("metrics.jsonl", "".join(kept))
+        self._write_text(name, "".join(kept))
 
     def _file(self, name: str) -> Path:
         return self.path / name
@@ -242,36 +298,19 @@ class RunFolder:
             write(temporary)
 
 
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder to write into; afterwards it is `final`, in place of what was there.
-
-    Raises:
-        UserError: it cannot be written; nothing of it is left.
-    """
-    with _writing(final):
-        temporary = final.with_name(_UNFINISHED + final.name)
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+def checkpoint_name(stage: int, step: int) -> str:
+    """Of a checkpoint's folder, and of the samples that were drawn with it."""
+    return f"stage{stage}-{step:06d}"
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Tell a full disk, a missing permission and their like in one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # safetensors reports what the system said inside its own message.
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; make room or choose another folder. What was saved before is whole"
-        ) from error
+def _place(path: Path) -> Place:
+    """Of a checkpoint's folder or samples, whatever stands before the name or behind it."""
+    stage, step = path.stem.split("-")[-2:]
+    return int(stage.removeprefix("stage")), int(step)
+
+
+def _sample_name(row: int, column: int) -> str:
+    return f"prompt{row + 1}-{column + 1}.png"
 
 
 def differences(stored: Recipe, given: Recipe) -> list[str]:

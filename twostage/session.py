@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import accelerate
@@ -16,25 +13,19 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch import nn
 
-from twostage import __version__
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base
 from twostage.fork import Parent
+from twostage.machine import describe, peak_memory, versions
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.recipe import Recipe
-from twostage.run_folder import RunFolder, differences
+from twostage.run_folder import RunFolder, checkpoint_name, differences
+from twostage.selection import Selection
 from twostage.subject.photos import Photo
 from twostage.tracking import Tracking, check_installed
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "numpy")
 
 DrawSamples = Callable[[], list[Image.Image]]
 
@@ -50,6 +41,7 @@ class Session:
         reached_stage: the one to go on with; 0 where the run starts.
         has_token: whether the token was taken from another run, so that there is no stage 1 to do.
         checks: what the self-checks have found, for run.json.
+        selection: what decides between checkpoints; None where nobody asked.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
@@ -62,6 +54,7 @@ class Session:
         self.reached_stage = 0
         self.has_token = False
         self.checks: dict[str, Any] = {}
+        self.selection: Selection | None = None
         self._resumes = False
         self._progress: Progress | None = None
         self._seconds: dict[str, float] = {}
@@ -95,6 +88,15 @@ class Session:
         self._seconds = dict(self.folder.facts.get("seconds", {}))
         self.checks = dict(self.folder.facts.get("checks", {}))
         return not self.folder.finished
+
+    def prepare_selection(self, photos: Sequence[Photo], held_out: Sequence[Photo]) -> None:
+        """Load what measures checkpoints, where the recipe wants that; call it before `begin`, on every process.
+
+        Raises:
+            UserError: an encoder or a held-out photo is missing.
+        """
+        if self.recipe.select.wanted:
+            self.selection = Selection(self.recipe, self.folder, photos, held_out, self.display, self.is_main)
 
     def begin(
         self,
@@ -139,7 +141,7 @@ class Session:
             if self._resumes:
                 self.folder.rewind(self.reached_stage, step)
             else:
-                facts = {"versions": _versions(), "device": _describe(self.device), **identity}
+                facts = {"versions": versions(), "device": describe(self.device), **identity}
                 if parent:
                     facts["from"] = parent.facts
                 self.folder.create(self.recipe, facts, parent.embeddings if parent else None)
@@ -197,12 +199,12 @@ class Session:
         if self._progress and self.reached_stage == loop.stage:
             loop.restore(self._progress)
             self._progress = None  # As large as the U-Net and its optimizer state.
-        due = self.recipe.checkpoints.due
+        due, ends = self.recipe.checkpoints.due, False
         if loop.step == steps or loop.step and due(loop.step):
             # Whoever stops at a checkpoint leaves without its samples.
-            self._draw_samples(loop, draw_samples)
+            ends = self._look(loop, steps, draw_samples)
         with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
-            for step in loop.steps(check.look_at_gradients):
+            for step in [] if ends else loop.steps(check.look_at_gradients):
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
@@ -213,8 +215,10 @@ class Session:
                         self._save(loop)
                     if stop and not last:
                         self._leave(name, step.step)
-                    self._draw_samples(loop, draw_samples)
+                    if self._look(loop, steps, draw_samples):
+                        break
         loop.settle()
+        self._settle_on_best(loop)
         with self.phase("checks"):
             check.look_at_result()
         self.accelerator.free_memory()
@@ -222,6 +226,8 @@ class Session:
     def finish(self, **facts: Any) -> None:
         """Mark the run finished, and add facts to run.json."""
         if self.is_main:
+            if self.selection:
+                facts["selection"] = self.selection.facts()
             self._save_facts(finished=True, **facts)
         self.tracking.end()
 
@@ -232,15 +238,39 @@ class Session:
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked, so that all stop at the same step."""
+        return self._sum(self._stop.asked) > 0
+
+    def _sum(self, number: int) -> int:
+        """Over all processes; exact below 2^24."""
         if self.accelerator.num_processes == 1:
-            return self._stop.asked
-        asked = torch.tensor(float(self._stop.asked), device=self.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
+            return int(number)
+        return int(self.accelerator.reduce(torch.tensor(float(number), device=self.device), "sum"))
 
     def _save(self, loop: StageLoop) -> None:
         with self.phase("save"):
-            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints)
+            best = self.selection.best if self.selection else None
+            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints, best)
             self._save_facts()
+
+    def _look(self, loop: StageLoop, steps: int, draw_samples: DrawSamples) -> bool:
+        """Draw the samples of a checkpoint, and measure them; whether the stage ends here."""
+        self._draw_samples(loop, draw_samples)
+        if self.selection is None:
+            return False
+        with self.phase("samples"):
+            return self._sum(self.is_main and self.selection.look(loop.stage, loop.step, steps)) > 0
+
+    def _settle_on_best(self, loop: StageLoop) -> None:
+        """Put the chosen checkpoint's weights in the place of the last one's."""
+        if self.selection is None:
+            return
+        with self.phase("save"):
+            step, weights = self.selection.choose(loop.stage, loop.step) if self.is_main else (0, None)
+            step = self._sum(step)  # The main process decides for all.
+            if step != loop.step:
+                weights = weights or self.folder.weights_at(loop.stage, step)
+                assert weights is not None, "the main process has read them"
+                loop.put(weights)
 
     def _leave(self, stage: str, step: int) -> None:
         command = f"twostage train {self.folder.path} --resume"
@@ -249,7 +279,7 @@ class Session:
         raise KeyboardInterrupt(message)
 
     def _draw_samples(self, loop: StageLoop, draw_samples: DrawSamples) -> None:
-        name = f"stage{loop.stage}-{loop.step:06d}"
+        name = checkpoint_name(loop.stage, loop.step)
         columns = self.recipe.sample.per_prompt
         if not self.is_main or not columns or not self.recipe.sample.prompts or self.folder.has_samples(name):
             return
@@ -268,7 +298,7 @@ class Session:
                 )
 
     def _save_facts(self, **facts: Any) -> None:
-        peak = max(_peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
+        peak = max(peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
 
@@ -292,29 +322,3 @@ def _identity(photo: Photo) -> dict[str, Any]:
     facts = {"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption}
     repeats = {"repeats": photo.repeats} if photo.repeats != 1 else {}
     return facts | repeats | ({"mask_sha256": photo.mask.sha256} if photo.mask else {})
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return versions | {"twostage": __version__}
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: torch's peak allocation on a GPU, the process's peak resident size on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

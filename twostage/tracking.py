@@ -21,7 +21,12 @@ from twostage.run_folder import RunFolder, flatten
 _PROJECTS = {"tensorboard": "tensorboard", "wandb": "twostage"}
 _PICTURES: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}}
 # Folders of one machine.
-_LEFT_OUT: Any = {"data": {"photos", "held_out"}, "prior": {"class_images"}, "subjects": {"__all__": {"photos"}}}
+_LEFT_OUT: Any = {
+    "data": {"photos", "held_out"},
+    "prior": {"class_images"},
+    "select": {"encoders"},
+    "subjects": {"__all__": {"photos"}},
+}
 
 
 def check_installed(recipe: Recipe) -> None:

@@ -163,6 +163,13 @@ class StageLoop:
         if self._average is not None:
             self._average.copy_to(self.trained.values())
 
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Have what trains take these values, by name."""
+        assert weights.keys() == self.trained.keys(), "the checkpoint is of something else that trains"
+        for name, parameter in self.trained.items():
+            parameter.copy_(weights[name])
+
     def progress(self) -> Progress:
         """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
         state = self._optimizer.state_dict()
@@ -183,9 +190,7 @@ class StageLoop:
     @torch.no_grad()
     def restore(self, progress: Progress) -> None:
         """Go on from where another loop with the same options stood."""
-        assert progress.trained.keys() == self.trained.keys(), "the checkpoint is of something else that trains"
-        for name, parameter in self.trained.items():
-            parameter.copy_(progress.trained[name])
+        self.put(progress.trained)
         entries: dict[int, dict[str, Any]] = {}
         for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
             index, name = key.split(".", 1)

@@ -16,7 +16,7 @@ from twostage.export import Options, Source
 from twostage.method.sampling import draw
 from twostage.quiet import quiet
 from twostage.recipe import Sample
-from twostage.run_folder import whole_folder
+from twostage.writing import whole_folder
 
 # Mean difference of the picture, in 8-bit levels, above which an export is no copy of its run: several times what
 # the rounding of the weights does, and a fraction of what a wrong layer does.
