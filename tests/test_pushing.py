@@ -146,7 +146,7 @@ def test_nothing_of_this_machine_or_the_photos_goes_along(
     (own / "0.txt").write_text("a secret {} in my garden")
     recipe = without(
         tiny_recipe,
-        data=tiny_recipe.data.model_copy(update={"photos": own}),
+        data=tiny_recipe.data.model_copy(update={"photos": own, "held_out": (own / "3.png",)}),
         token=Token(placeholder="sks"),
         stage1=None,
         stage2=Stage2(steps=1, learning_rate=1e-2, batch_size=1, train="adapter"),
@@ -157,7 +157,7 @@ def test_nothing_of_this_machine_or_the_photos_goes_along(
     push(train(recipe, tmp_path / "run", display=Display()), "me/mine")
     assert "adapter/unet/adapter_model.safetensors" in hub.files
     told = b"\n".join(data for name, data in hub.files.items() if not name.endswith(".safetensors"))
-    for private in (str(tmp_path), str(Path(tiny_recipe.base).parent), "my photos", "secret", "garden", "0.png"):
+    for private in (str(tmp_path), str(Path(tiny_recipe.base).parent), "my photos", "secret", "garden", "0.png", "3.png"):
         assert private.encode() not in told
 
 

@@ -262,7 +262,8 @@ def _options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         for name, field in type(table).model_fields.items() if table else ():
             value = getattr(table, name)
             telling = name in _TOLD or field.is_required() or value != field.default
-            if telling and not isinstance(value, Path):
+            paths = value if isinstance(value, tuple) else (value,)
+            if telling and not any(isinstance(path, Path) for path in paths):
                 yield f"{title}.{name}", value
 
 
