@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from twostage import __version__
 from twostage.errors import UserError
 
-from . import compare, demo, evaluate, export, generate, photos, push, recipe, report, token, train
+from . import bench, compare, demo, evaluate, export, generate, photos, push, recipe, report, token, train
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
@@ -92,3 +92,4 @@ app.command()(demo.demo)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(token.app, name="token")
 app.add_typer(photos.app, name="photos")
+app.add_typer(bench.app, name="bench")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from twostage.recipe import Recipe, Section, Stage, short_names
 from twostage.recipe_errors import nearest, sections
 from twostage.recipe_evaluation import Evaluation
 from twostage.recipe_sections import option
+
+_T = TypeVar("_T")
 
 # What a comparison sets itself, and the flag that does.
 _OWN = {
@@ -58,6 +60,28 @@ class Asked(Section):
         "recipe",
         "What a run may cost: 'recipe' for what that says, steps=N optimizer steps of both stages together, or "
         "seconds=S here, by a short measurement.",
+    )
+
+
+class Bench(Section):
+    """What is benched."""
+
+    photos: Path = option(Path(), "The data set: folders of subjects, with prompts_and_classes.txt beside them.")
+    recipes: tuple[str, ...] = option(
+        ("two-stage",), "Recipe, by name or file; may be given several times.", flags=("recipe",)
+    )
+    num_subjects: int | None = option(
+        None, "Only so many subjects, spread evenly over the list.", unit="subjects", ge=1
+    )
+    seeds: str = option("0", "Seeds of training, as 0,1,2: a run each.")
+    base: str | None = option(None, "The pretrained pipeline: 'pocket', a diffusers folder, or a hub id.")
+    settings: tuple[str, ...] = option(
+        (),
+        "OPTION=VALUE of every recipe that has a use for it, as in stage2.batch_size=2; may be given several times.",
+        flags=("set",),
+    )
+    budget: str = option(
+        "recipe", "What a run may cost: 'recipe', steps=N or seconds=S; see `twostage compare --help`."
     )
 
 
@@ -132,18 +156,31 @@ def read_request(asked: Asked, recipes: Sequence[str], evaluation: Evaluation) -
     """What the words of a command line ask for.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: with one line for each of them that cannot be read.
     """
-    overrides = {name: values[0] for name, values in read_settings(asked.settings, "--set").items()}
-    return Request(
+    wrong: list[str] = []
+
+    def read(part: Callable[[], _T], instead: _T) -> _T:
+        try:
+            return part()
+        except UserError as error:
+            wrong.extend(str(error).splitlines())
+            return instead
+
+    settings = read(lambda: read_settings(asked.settings, "--set"), {})
+    overrides = {name: values[0] for name, values in settings.items()}
+    request = Request(
         recipes=tuple(recipes),
-        subjects=_read_subjects(asked),
-        seeds=read_seeds(asked.seeds),
+        subjects=read(lambda: _read_subjects(asked), ()),
+        seeds=read(lambda: read_seeds(asked.seeds), ()),
         overrides=overrides | ({"base": asked.base} if asked.base is not None else {}),
-        vary=read_settings(asked.vary, "--vary"),
-        budget=read_budget(asked.budget),
+        vary=read(lambda: read_settings(asked.vary, "--vary"), {}),
+        budget=read(lambda: read_budget(asked.budget), Budget()),
         evaluation=evaluation,
     )
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return request
 
 
 def _read_subjects(asked: Asked) -> tuple[ComparedSubject, ...]:
@@ -187,7 +224,7 @@ def read_budget(text: str) -> Budget:
 
 
 def read_subject(text: str) -> ComparedSubject:
-    """ "PHOTOS:CLASS" or "PHOTOS:CLASS:HELD_OUT".
+    """ "DIR:CLASS" or "DIR:CLASS:HELD_OUT".
 
     Raises:
         UserError: it is neither.
@@ -196,7 +233,7 @@ def read_subject(text: str) -> ComparedSubject:
     part = r"((?:[A-Za-z]:[\\/])?[^:]+)"
     found = re.fullmatch(rf"{part}:([^:]*)(?::{part})?", text)
     if found is None:
-        raise UserError(f"--subject {text}: must be PHOTOS:CLASS or PHOTOS:CLASS:HELD_OUT, as in 'toy/:stuffed animal'")
+        raise UserError(f"--subject {text}: must be DIR:CLASS or DIR:CLASS:HELD_OUT, as in 'toy/:stuffed animal'")
     photos, noun, held_out = found.groups()
     return ComparedSubject(photos=Path(photos), class_noun=noun.strip(), held_out=(Path(held_out),) if held_out else ())
 
