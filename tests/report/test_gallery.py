@@ -86,6 +86,20 @@ def test_one_picture_at_a_time_is_in_memory(tmp_path):
     assert peak(8) < 1.5 * peak(2)
 
 
+def test_photos_known_by_name_alone_are_found_where_the_recipe_has_them(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    data = write_run(folder, "two-stage", "dog", 0)
+    photos = tmp_path / "photos" / "dog"
+    data["result"] |= {"photos": ["0.png", "1.png"], "held_out": ["3.png"]}
+    (folder / "evaluation.json").write_text(json.dumps(data), encoding="utf-8")
+    text = f"[data]\nphotos = {json.dumps(str(photos))}\nheld_out = [{json.dumps(str(photos / '3.png'))}]\n"
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
+    gallery = choose(Pool(read_runs([folder])[0]))
+    assert [gallery.files[shot.key].name for shot in gallery.panels[0].photos] == ["0.png", "1.png", "3.png"]
+    (folder / "recipe.toml").unlink()
+    assert choose(Pool(read_runs([folder])[0])).panels[0].photos == []
+
+
 def test_no_pictures_at_hand_is_said(tmp_path):
     write_run(tmp_path / "a", "two-stage", "dog", 0)
     shutil.rmtree(tmp_path / "a" / "evaluation")

@@ -53,9 +53,21 @@ def test_where_the_interval_includes_0_it_cannot_be_told_and_nothing_is_marked_b
     pool = _pool(tmp_path)
     judged = verdict(pool)
     assert judged.answers[0].standing == "open"
-    assert judged.summary == "Which strategy shows the subject best cannot be told."
+    assert judged.summary == "On the subject, no strategy can be told from the best."
     assert {cell.standing for line in lines(pool) for cell in line.cells} == {""}
     assert pool.best("dino_unseen") is None
+
+
+def test_those_at_the_top_share_the_lead(tmp_path):
+    _with(tmp_path / "a", "two-stage", dino_unseen=0.61 + 5 * WOBBLE)
+    _with(tmp_path / "b", "dreambooth", dino_unseen=0.60 - 5 * WOBBLE)
+    _with(tmp_path / "c", "textual-inversion", dino_unseen=0.30 - 5 * WOBBLE)
+    judged = verdict(_pool(tmp_path))
+    assert judged.summary == "dreambooth and two-stage share the lead on the subject."
+    assert [(gap.name, gap.told) for gap in judged.answers[0].gaps] == [
+        ("dreambooth", False),
+        ("textual-inversion", True),
+    ]
 
 
 def test_lower_is_better_where_the_figure_says_so(tmp_path):
@@ -77,6 +89,7 @@ def test_one_value_a_run_tells_nothing_from_two_runs(tmp_path):
     pool = _pool(tmp_path)
     assert pool.estimate("two-stage", "kid").low is None
     assert verdict(pool).answers[0].standing == "open"
+    assert [gap.told for gap in verdict(pool).answers[0].gaps] == [None]
 
 
 def test_runs_evaluated_in_other_ways_are_not_compared_and_the_report_says_so(tmp_path):
@@ -124,6 +137,15 @@ def test_a_strategy_that_lacks_a_subject_is_compared_on_the_others_and_that_is_s
     pool = _pool(tmp_path)
     assert pool.difference("two-stage", "dreambooth", "dino_unseen").runs == 1
     assert any("Not every strategy" in text for text in verdict(pool).cautions)
+
+
+def test_easy_subjects_make_no_leader(tmp_path):
+    """One strategy has an easy subject more; where both were run, the other is better."""
+    _with(tmp_path / "a", "two-stage", "dog", dino_unseen=0.5 + HARD)
+    _with(tmp_path / "b", "two-stage", "teapot", dino_unseen=0.9 + HARD)
+    _with(tmp_path / "c", "dreambooth", "dog", dino_unseen=0.6 + HARD)
+    judged = verdict(_pool(tmp_path))
+    assert judged.summary == "dreambooth shows the subject best."
 
 
 def test_costs_name_the_least_and_the_most(tmp_path):

@@ -201,7 +201,8 @@ def bars(pool: Pool) -> list[Chart]:
     for name in BARS:
         if name not in pool.figures:
             continue
-        rows = [(row, found) for row in [*pool.strategies, BASE, REAL] if (found := pool.estimate(row, name))]
+        shown = [*pool.strategies, REAL] if name in glossary.AGAINST_BASE else [*pool.strategies, BASE, REAL]
+        rows = [(row, found) for row in shown if (found := pool.estimate(row, name))]
         info = pool.figures[name]
         better = {"higher": "Longer is better.", "lower": "Shorter is better.", "neither": ""}[info.better]
         words = f"{better} {glossary.entry(name).line}".strip()
@@ -266,7 +267,13 @@ def _bar(
     layout = {
         "height": 58 + 34 * len(rows),
         # Room on the right for the longest label.
-        "xaxis": {"range": [lowest - 0.02 * span if lowest < 0 else 0, max(ends) + 0.28 * span], "visible": axis},
+        "xaxis": {
+            "range": [
+                lowest - 0.02 * span if lowest < 0 else 0,
+                max(ends) + (0.08 + 0.036 * max(map(len, texts))) * span,
+            ],
+            "visible": axis,
+        },
         "yaxis": {"showgrid": False},
     }
     return {"data": [trace, label], "layout": layout}

@@ -12,9 +12,10 @@ def number(value: float | None) -> str:
     """Three decimals, as in the tables of the field's papers: 0.668; a dash for None."""
     if value is None:
         return DASH
-    if 0 < abs(value) < 0.0005:
+    # Less than 5e-6 is what float32 leaves of a 0.
+    if 5e-6 < abs(value) < 0.0005:
         return f"{value:.0e}".replace("-", MINUS)
-    return (f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}").replace("-", MINUS)
+    return (f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}").replace("-0.000", "0.000").replace("-", MINUS)
 
 
 def signed(value: float) -> str:

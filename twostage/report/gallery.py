@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,14 +161,31 @@ def _panel(gallery: Gallery, pool: Pool, cell: Cell) -> Panel | None:
     rows = [row for row in rows if any(row.shots)]
     if not rows:
         return None
-    first = runs[0].document.result
+    trained_on, held_out = _photos(runs[0])
     photos = [
         shot
-        for kind, paths in (("photo trained on", first.photos), ("held-out photo", first.held_out))
+        for kind, paths in (("photo trained on", trained_on), ("held-out photo", held_out))
         for number, path in enumerate(paths[:MAX_PHOTOS], 1)
-        if (shot := gallery.add(runs[0].folder / path, f"{cell[0]}: {kind} {number}"))
+        if (shot := gallery.add(path, f"{cell[0]}: {kind} {number}"))
     ]
     return Panel(cell[0], cell[1], [prompts[place] for place in places], photos, rows)
+
+
+def _photos(run: Run) -> tuple[list[Path], list[Path]]:
+    """Photos trained on and held out, as far as they are at hand: by their paths, else where the recipe has them."""
+    result, places = run.document.result, {}
+    try:
+        data = tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")).get("data", {})
+        places = {"photos": [data["photos"]], "held_out": data.get("held_out", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # Another trainer's result has no recipe of ours.
+
+    def found(names: Sequence[str], kind: str) -> list[Path]:
+        folders = [run.folder, *(Path(place) for place in places.get(kind, ()))]
+        tried = ([*(folder / name for folder in folders), *(f for f in folders if f.name == name)] for name in names)
+        return [file for files in tried if (file := next((file for file in files if file.is_file()), None))]
+
+    return found(result.photos, "photos"), found(result.held_out, "held_out")
 
 
 def _row(gallery: Gallery, run: Run, name: str, kind: str, places: Sequence[int]) -> Row:

@@ -102,6 +102,8 @@ IDENTITY_FIGURES = ("dino_unseen", "dinov2_unseen", "clip_i_unseen", "dino_seen"
 PROMPT_FIGURES = ("clip_t", "clip_t_token")
 CLASS_FIGURES = ("drift_class", "dpres", "pres", "kid", "drift_unrelated")
 VARIETY_FIGURES = ("diversity", "diversity_lpips")
+# The untouched base has 0 by definition.
+AGAINST_BASE = ("drift_class", "drift_unrelated", "dpres", "kid")
 COPYING_FIGURES = ("copying", "copying_p95", "overfit_gap")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -69,7 +69,7 @@ def context(
         "prompts": list(
             dict.fromkeys(str(one) for run in pool.runs for one in run.document.choices.get("prompts") or ())
         ),
-        "runs": [_run_row(run, headline, beside) for run in pool.runs],
+        "runs": [_run_row(run, headline, beside) for run in sorted(pool.runs, key=_place(pool))],
         "run_figures": [(pool.figures[name].title, glossary.entry(name).short) for name in headline],
         "choices": choices(pool),
         "lines_of_figures": [(info.title, glossary.entry(name).line, info) for name, info in pool.figures.items()],
@@ -82,6 +82,10 @@ def context(
         "plotly": Markup(_plotly()) if shown else "",
         "stored": (Markup(line) for line in gallery.stored()),
     }
+
+
+def _place(pool: Pool) -> Callable[[Run], tuple[int, int, int]]:
+    return lambda run: (pool.strategies.index(run.strategy), pool.subjects.index(run.subject), run.seed)
 
 
 def _headline_figures(pool: Pool) -> list[str]:

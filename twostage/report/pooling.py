@@ -155,9 +155,13 @@ class Pool:
         return leader if leader is not None and not tied and len(self.strategies) > 1 else None
 
     def leaders(self, figure: str) -> tuple[str | None, list[str]]:
-        """The strategy with the best value, and those that cannot be told from it."""
+        """The strategy with the best value, and those that cannot be told from it.
+
+        Values are those on subjects and seeds that all of them have, if there are such: a strategy that was run on
+        easy subjects alone leads nowhere.
+        """
         info = self.figures[figure]
-        measured = {name: e.value for name in self.strategies if (e := self.estimate(name, figure))}
+        measured = self._on_common_cells(figure)
         if info.better == "neither" or not measured:
             return None, []
         sign = 1 if info.better == "higher" else -1
@@ -166,9 +170,18 @@ class Pool:
         for name in measured:
             if name != leader:
                 gap = self.difference(leader, name, figure)
-                if gap is None or not gap.decided:
+                if gap is None or not gap.decided or sign * gap.value < 0:
                     tied.append(name)
         return leader, tied
+
+    def _on_common_cells(self, figure: str) -> dict[str, float]:
+        values = {name: self._cell_values(name, figure) for name in self.strategies}
+        values = {name: cells for name, cells in values.items() if cells}
+        common = set.intersection(*map(set, values.values())) if values else set()
+        return {
+            name: hierarchical({cell: cells[cell] for cell in common or cells}, resamples=1).value
+            for name, cells in values.items()
+        }
 
     def front(self, across: str, up: str) -> list[str]:
         """The Pareto front: strategies that no other one beats on both figures, by `across`; higher is better."""

@@ -110,8 +110,11 @@ class Run:
 
     @property
     def subject(self) -> str:
-        """The subject's name."""
-        return self.document.result.subject or self.document.result.class_noun or "subject"
+        """The subject's name, and its class where the name does not tell it: `teapot (photos)`."""
+        result = self.document.result
+        if result.subject and result.class_noun and result.class_noun not in result.subject:
+            return f"{result.class_noun} ({result.subject})"
+        return result.subject or result.class_noun or "subject"
 
     @property
     def seed(self) -> int:

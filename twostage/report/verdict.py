@@ -15,11 +15,17 @@ Standing = Literal["told", "open", "single"]
 
 @dataclass(frozen=True)
 class Gap:
-    """How far another strategy is from the best one, and whether that difference can be told from 0."""
+    """How far another strategy is from the best one.
+
+    Attributes:
+        name: of the other strategy.
+        text: the difference and its interval.
+        told: whether the interval leaves out 0; None where there is no interval.
+    """
 
     name: str
     text: str
-    told: bool
+    told: bool | None
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Answer:
         """The answer as sentences."""
         found = [f"{self.names[0]}: {self.reached}."]
         if self.standing == "single":
-            sure = {True: "a difference that can be told", False: "which may be none"}
+            sure = {True: "a difference that can be told", False: "which may be none", None: "of too few values"}
             found += [f"Against the {gap.name}: {gap.text}, {sure[gap.told]}." for gap in self.gaps]
         for told, words in ((False, "Not to be told from it"), (True, "Told apart from it")) * (
             self.standing != "single"
         ):
-            if gaps := [f"{gap.name} {gap.text}" for gap in self.gaps if gap.told is told]:
+            if gaps := [f"{gap.name} {gap.text}" for gap in self.gaps if bool(gap.told) is told]:
                 found.append(f"{words}: {'; '.join(gaps)}.")
         return [*found, f"For scale: {self.scale}."] if self.scale else found
 
@@ -99,14 +105,35 @@ class _Question:
     question: str
     figures: tuple[str, ...]
     best: str
+    topic: str
     wish: str
 
 
 _QUESTIONS = (
-    _Question("Shows the subject", glossary.IDENTITY_FIGURES, "shows the subject best", "The subject must be right"),
-    _Question("Follows the prompt", glossary.PROMPT_FIGURES, "follows the prompt best", "The prompt must be followed"),
-    _Question("Keeps the class", glossary.CLASS_FIGURES, "forgets least of the class", "The class must stay as it was"),
-    _Question("Draws with variety", glossary.VARIETY_FIGURES, "draws with most variety", "Pictures must differ"),
+    _Question(
+        "Shows the subject",
+        glossary.IDENTITY_FIGURES,
+        "shows the subject best",
+        "the subject",
+        "The subject must be right",
+    ),
+    _Question(
+        "Follows the prompt",
+        glossary.PROMPT_FIGURES,
+        "follows the prompt best",
+        "the prompt",
+        "The prompt must be followed",
+    ),
+    _Question(
+        "Keeps the class",
+        glossary.CLASS_FIGURES,
+        "forgets least of the class",
+        "the class",
+        "The class must stay as it was",
+    ),
+    _Question(
+        "Draws with variety", glossary.VARIETY_FIGURES, "draws with most variety", "variety", "Pictures must differ"
+    ),
 )
 _COST_WORDS = {
     "train_seconds": ("trains fastest", "Time is short"),
@@ -145,11 +172,9 @@ def _with_interval(found: Estimate) -> str:
 def _gap(pool: Pool, name: str, leader: str, figure: str) -> Gap:
     found = pool.difference(name, leader, figure)
     if found is None:
-        return Gap(name, "not measured in the same way", False)
+        return Gap(name, "not measured in the same way", None)
     between = interval(found, sign=True)
-    return Gap(
-        name, f"{signed(found.value)} ({between})" if between else f"{signed(found.value)} (no interval)", found.decided
-    )
+    return Gap(name, f"{signed(found.value)} ({between or 'no interval'})", found.decided if between else None)
 
 
 def _compared(pool: Pool, asked: _Question, figure: str) -> Answer | None:
@@ -184,7 +209,11 @@ def _alone(pool: Pool, asked: _Question, figure: str) -> Answer:
     assert value is not None
     gap = pool.difference(name, BASE, figure)
     between = interval(gap, sign=True) if gap else ""
-    gaps = (Gap(BASE, f"{signed(gap.value)} ({between or 'no interval'})", gap.decided),) if gap else ()
+    gaps = (
+        (Gap(BASE, f"{signed(gap.value)} ({between or 'no interval'})", gap.decided if between else None),)
+        if gap
+        else ()
+    )
     title = pool.figures[figure].title
     return Answer(
         asked.question, figure, title, "single", (name,), value, _with_interval(value), gaps, _scale(pool, figure)
@@ -202,18 +231,24 @@ def _headline(pool: Pool, answers: list[Answer], figures: bool) -> str:
     if all(answer.standing == "single" for answer in answers):
         return "No two strategies were measured in the same way: nothing can be compared."
     phrases = {one.question: one.best for one in _QUESTIONS}
-    undecided = [phrases[answer.question] for answer in answers if answer.standing == "open"]
+    topics = {one.question: one.topic for one in _QUESTIONS}
     by_name: dict[str, list[str]] = {}
+    shared: dict[tuple[str, ...], list[str]] = {}
+    undecided: list[str] = []
     for answer in answers:
         if answer.standing == "told":
             own = pool.estimate(hero, answer.figure)
             beside = f"; {hero}: {number(own.value)}" if own and answer.names[0] != hero else ""
             told = f" ({answer.title} {answer.reached}{beside})" if figures else ""
             by_name.setdefault(answer.names[0], []).append(phrases[answer.question] + told)
+        elif answer.standing == "open" and len(answer.names) <= len(answer.gaps):
+            shared.setdefault(tuple(sorted(answer.names)), []).append(topics[answer.question])
+        elif answer.standing == "open":
+            undecided.append(topics[answer.question])
     parts = [f"{name} {listed(words)}" for name, words in by_name.items()]
+    parts += [f"{listed(list(names))} share the lead on {listed(on)}" for names, on in shared.items()]
     if undecided:
-        question = f"which strategy {listed(undecided, 'or')} cannot be told"
-        parts.append(question if parts else f"{question[0].upper()}{question[1:]}")
+        parts.append(f"{'on' if parts else 'On'} {listed(undecided)}, no strategy can be told from the best")
     return "; ".join(parts) + "."
 
 
