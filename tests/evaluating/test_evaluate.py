@@ -60,7 +60,10 @@ def test_every_choice_is_written_beside_the_figures(own: Path, unseen: Path) -> 
     assert choices["class_prompt"] == "a photo of a backpack" and len(choices["unrelated_prompts"]) == 2
     assert choices["encoders"]["dino"]["model"] == "ViTModel" and len(choices["encoders"]["clip"]["sha256"]) == 64
     assert choices["scheduler"].endswith("Scheduler") and choices["resolution"] == 16
-    assert record["result"]["held_out"] == ["0.png", "1.png"] and len(record["result"]["photos"]) == 4
+    assert (
+        record["result"]["held_out"] == [str(path) for path in sorted(unseen.iterdir())]
+        and len(record["result"]["photos"]) == 4
+    )
     for name in ("dino_seen", "dino_unseen", "clip_i_seen", "clip_t", "pres", "drift_class", "drift_unrelated", "kid"):
         figure = record["figures"][name]
         low, high = figure["range"]

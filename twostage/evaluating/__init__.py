@@ -20,6 +20,7 @@ from twostage.cache import Shelf
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.evaluation.bootstrap import interval
+from twostage.evaluation.checkpoints import step_curve
 from twostage.evaluation.encoders import load_encoders
 from twostage.evaluation.figures import Figure, dump_figure
 from twostage.evaluation.material import Material, Shots
@@ -35,7 +36,7 @@ from twostage.subject.photos import Photo
 from twostage.subject.pictures import read_picture
 
 from .result import Result, open_pipeline, open_run
-from .series import Drawer, Series, plan_series
+from .series import Drawer, Series, plan_series, read_drawn, write_picture
 
 __all__ = ["FILE", "evaluate", "evaluate_result", "open_pipeline", "open_run", "prepare_base"]
 
@@ -87,7 +88,7 @@ def evaluate_result(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
         encoders, missing, encoder_facts = load_encoders(options.encoders, pocket=result.is_pocket, device=device)
-    for role, reason in missing.items():
+    for role, reason in missing.items() if not result.is_pocket else ():
         display.say(f"note: without {role}: {reason}")
     for note in result.notes:
         display.say(f"note: {note}")
@@ -116,9 +117,13 @@ def evaluate_result(
     }
     if before:
         record["base"] = _dump(measure(material.of_base())[0])
-    if curve := _strength_curve(folder, material, options, figures, display):
-        record["curve"] = {"strength": curve}
-    record["pictures"] = folder.names(1.0)
+    curves = {
+        "strength": _strength_curve(folder, material, options, figures, display),
+        "step": step_curve(result.folder),
+    }
+    if any(curves.values()):
+        record["curve"] = {name: curve for name, curve in curves.items() if curve}
+    record["pictures"] = folder.names(1.0) | folder.keep_base(before)
     with RunFolder(output).saving(output / FILE) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
@@ -229,6 +234,18 @@ class _Pictures:
             images = drawer.pictures(series, phrase, files, display)
             drawn[name] = series.shots(images, phrase, self._result.class_noun)
         return drawn, _text_of(scheduler_file)
+
+    def keep_base(self, drawn: dict[str, Shots]) -> dict[str, list[str]]:
+        """Put what the base drew in place of the subject beside what the result drew: where it is."""
+        if "base_subject" not in drawn:
+            return {}
+        images = drawn["base_subject"].images
+        files = [self._root / "base_subject" / f"{index:04d}.png" for index in range(len(images))]
+        _make_folder(self._root / "base_subject")
+        for image, file in zip(images, files, strict=True):
+            if read_drawn(file, self._result.side) is None:
+                write_picture(image, file)
+        return {"base_subject": [file.relative_to(self._output).as_posix() for file in files]}
 
     def names(self, strength: float) -> dict[str, list[str]]:
         """Where they are, relative to the output."""

@@ -98,6 +98,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
     if recipe.subjects:
         notes.append(f"of several subjects, that of {recipe.token.placeholder} is evaluated")
     held = find_given(held_out or recipe.data.held_out)
+    photos = _trained_on(folder, recipe.data, held, notes)
     return Result(
         folder=folder.path,
         phrase=subject_phrase(recipe.token, recipe.data),
@@ -107,9 +108,9 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         side=recipe.data.resolution or base.resolution,
         sampler=recipe.sample,
         content=_sha256(dump_recipe(recipe), str(own), *_stamps(folder.path)),
-        photos=_trained_on(folder, recipe.data, held, notes),
+        photos=photos,
         held_out=held,
-        facts=_run_facts(folder, recipe, held),
+        facts=_run_facts(folder, recipe, photos, held),
         notes=notes,
     )
 
@@ -169,8 +170,8 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
             "token": token,
             "class_noun": class_noun,
             "subject": foreign.photos.resolve().name if foreign.photos else "",
-            "photos": [photo.path.name for photo in seen],
-            "held_out": [photo.path.name for photo in held],
+            "photos": [str(photo.path.resolve()) for photo in seen],
+            "held_out": [str(photo.path.resolve()) for photo in held],
             "result_bytes": _bytes_of(name),
         },
     )
@@ -241,10 +242,11 @@ def _without(photos: list[Photo], others: Sequence[Photo]) -> list[Photo]:
     return [photo for photo in photos if photo.sha256 not in hashes]
 
 
-def _run_facts(folder: RunFolder, recipe: Recipe, held_out: Sequence[Photo]) -> dict[str, Any]:
+def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_out: Sequence[Photo]) -> dict[str, Any]:
     facts = folder.facts
     seconds: dict[str, float] = facts.get("seconds", {})
-    shared = facts.get("from", {}).get("seconds", 0.0)
+    # What another run has done for it counts as its own, unless that has been added already.
+    shared = 0.0 if "shared" in facts else facts.get("from", {}).get("seconds", 0.0)
     steps = {name: stage.steps for name in ("stage1", "stage2") if (stage := getattr(recipe, name))}
     return {
         "name": recipe.name,
@@ -255,8 +257,8 @@ def _run_facts(folder: RunFolder, recipe: Recipe, held_out: Sequence[Photo]) -> 
         "token": recipe.token.placeholder,
         "class_noun": recipe.data.class_noun,
         "subject": recipe.data.photos.resolve().name if recipe.data.photos else "",
-        "photos": [photo["name"] for photo in facts.get("photos", [])],
-        "held_out": [photo.path.name for photo in held_out],
+        "photos": [str(photo.path.resolve()) for photo in photos],
+        "held_out": [str(photo.path.resolve()) for photo in held_out],
         "seed": recipe.seed,
         "steps": steps,
         "seconds": seconds,

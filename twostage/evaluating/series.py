@@ -98,7 +98,7 @@ class Drawer:
         """
         assert len(files) == series.total
         prompts = [text for text in series.filled(phrase) for _ in range(series.count)]
-        known = {index: picture for index, file in enumerate(files) if (picture := _read(file, self.side))}
+        known = {index: picture for index, file in enumerate(files) if (picture := read_drawn(file, self.side))}
         starts = [
             start
             for start in range(0, len(files), BATCH)
@@ -146,7 +146,7 @@ def write_picture(picture: Image.Image, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(file: Path, side: int) -> Image.Image | None:
+def read_drawn(file: Path, side: int) -> Image.Image | None:
     """The picture in a file that was drawn before; None where it is not there, or damaged."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:
