@@ -53,7 +53,7 @@ def _about_pairing(pool: Pool) -> str:
 
 def _about_subjects(pool: Pool) -> str:
     if len(pool.subjects) == 1:
-        return f"One subject ({pool.subjects[0]}): intervals are over its prompts and say nothing of other subjects."
+        return f"One subject, {pool.subjects[0]}: intervals are over its prompts and say nothing of other subjects."
     if len(pool.subjects) < 10:
         return (
             f"{len(pool.subjects)} subjects: for others than these, intervals are rather too narrow; take ten or more."

@@ -149,11 +149,6 @@ class Pool:
             if (found := self.difference(first, second, figure))
         ]
 
-    def best(self, figure: str) -> str | None:
-        """The strategy that beats every other one by a difference that can be told; None where there is none such."""
-        leader, tied = self.leaders(figure)
-        return leader if leader is not None and not tied and len(self.strategies) > 1 else None
-
     def leaders(self, figure: str) -> tuple[str | None, list[str]]:
         """The strategy with the best value, and those that cannot be told from it.
 

@@ -162,8 +162,8 @@ def _places(given: Path) -> list[Path]:
     begun = (
         {path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")} if root != given else set()
     )
-    empty = {path for path in begun if not any(path == one or path in one.parents for one in found)}
-    return sorted(found | empty) or [given]
+    covered = {above for path in found for above in (path, *path.parents)}
+    return sorted(found | (begun - covered)) or [given]
 
 
 def _read(folder: Path) -> Document:

@@ -56,6 +56,11 @@ class Answer:
     scale: str
 
     @property
+    def shared(self) -> str:
+        """Who shares the lead, in words; empty where nobody can be told from the best."""
+        return listed(list(self.names), "or") if 1 < len(self.names) <= len(self.gaps) else ""
+
+    @property
     def lines(self) -> list[str]:
         """The answer as sentences."""
         found = [f"{self.names[0]}: {self.reached}."]
@@ -241,7 +246,7 @@ def _headline(pool: Pool, answers: list[Answer], figures: bool) -> str:
             beside = f"; {hero}: {number(own.value)}" if own and answer.names[0] != hero else ""
             told = f" ({answer.title} {answer.reached}{beside})" if figures else ""
             by_name.setdefault(answer.names[0], []).append(phrases[answer.question] + told)
-        elif answer.standing == "open" and len(answer.names) <= len(answer.gaps):
+        elif answer.standing == "open" and answer.shared:
             shared.setdefault(tuple(sorted(answer.names)), []).append(topics[answer.question])
         elif answer.standing == "open":
             undecided.append(topics[answer.question])
@@ -297,12 +302,13 @@ def _advice(pool: Pool, asked: list[tuple[_Question, str]], answers: list[Answer
     found = []
     for answer in answers:
         best = f"{answer.title} {number(answer.value.value)}"
-        told = {
-            "told": (answer.names[0], f"{best}, ahead of all others"),
-            "open": (listed(list(answer.names), "or"), f"{best} at best; the others cannot be told from it"),
-        }
-        if answer.standing in told:
-            found.append(Advice(wishes[answer.question], *told[answer.standing]))
+        wish = wishes[answer.question]
+        if answer.standing == "told":
+            found.append(Advice(wish, answer.names[0], f"{best}, ahead of all others"))
+        elif answer.shared:
+            found.append(Advice(wish, answer.shared, f"{best} at best; the others cannot be told from it"))
+        elif answer.standing == "open":
+            found.append(Advice(wish, "any of them", "none can be told from the best"))
     identity, prompt = pool.first(glossary.IDENTITY_FIGURES), pool.first(glossary.PROMPT_FIGURES)
     if identity and prompt and (front := pool.front(prompt, identity)):
         why = "ahead on both, by means" if len(front) == 1 else "the Pareto front, by means: none is beaten on both"
