@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from twostage.comparing.jobs import Job
@@ -32,7 +33,7 @@ def steps_within(recipe: Recipe, seconds: float, measured: Mapping[str, float]) 
     before = measured["once"] + measured["prior"]
     # Of one step of the whole run, each stage has its share.
     a_step = sum(measured[name] * steps for name, steps in own.items()) / sum(own.values())
-    total = int((seconds - before) / a_step)
+    total = math.floor((seconds - before) / a_step + 1e-6)
     if total < len(own):
         sampling = f", of them {measured['prior']:.1f} s for class samples" if measured["prior"] else ""
         raise UserError(

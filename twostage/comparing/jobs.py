@@ -62,13 +62,13 @@ def _evaluations(
     place: Place, cells: Sequence[Cell], left: Sequence[Cell], evaluation: Evaluation, jobs: dict[str, Job]
 ) -> list[Job]:
     """One a cell. The first of those that are compared with the same pictures of the base draws these, alone."""
-    begun = {_base_pictures(cell) for cell in cells} - {_base_pictures(cell) for cell in left}
+    drawn = {_base_pictures(cell) for cell in cells if cell not in left}
     firsts: dict[str, str] = {}
     found = []
     for cell in sorted(left, key=lambda cell: training_cost(cell.recipe)):
         name, key = f"{cell.name} evaluation", _base_pictures(cell)
         behind = (firsts[key],) if key in firsts else ()
-        if key not in begun:
+        if key not in drawn:
             firsts.setdefault(key, name)
         training = f"{cell.name} training"
         after = (training,) if training in jobs else ()

@@ -63,7 +63,7 @@ class Place:
         with _reaching(self.root):
             if self.path is None:
                 system, root = _open(self.root)
-                system.pipe_file(f"{root}/{name}", text.encode())
+                system.pipe_file(_made(system, f"{root}/{name}"), text.encode())
                 return
             file = self.path / name
             temporary = file.with_name(f".writing-{os.getpid()}-{file.name}")
