@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from twostage.recipe import Recipe, Stage, Stage1, short_names
+from twostage.recipe import Recipe, Sample, Select, Stage, Stage1, short_names
 from twostage.recipe_errors import sections
 
 
@@ -72,3 +72,22 @@ def test_an_option_that_the_schedule_would_ignore_or_choke_on_is_refused(options
 def test_piecewise_schedule_with_rules():
     stage = Stage1(steps=9, learning_rate=1e-3, lr_scheduler="piecewise_constant", lr_step_rules="1:2,0.1:4,0.01")
     assert stage.lr_step_rules == "1:2,0.1:4,0.01"
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (Sample(per_prompt=0), "sample.per_prompt = 0"),
+        (Sample(prompts=()), "none of the 0 sample.prompts"),
+        (Sample(prompts=("snow",)), "none of the 1 sample.prompts"),
+    ],
+)
+@pytest.mark.parametrize("select", [Select(keep="best"), Select(stop_on_copying=1), Select(measure=True)])
+def test_pictures_that_are_not_drawn_cannot_be_measured(sample, select, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(sample=sample, select=select)
+
+
+def test_an_encoder_of_another_role_is_refused():
+    with pytest.raises(ValueError, match="dino or clip"):
+        Select(encoders=("dinov2=somewhere",))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from twostage.errors import UserError
 from twostage.method.loop import Progress
@@ -51,6 +52,43 @@ def test_checkpoints_that_were_asked_for_stay(tmp_path: Path) -> None:
     assert [path.name for path in folder.checkpoints()] == ["stage1-000005", "stage2-000005", "stage2-000012"]
     found = folder.newest_checkpoint()
     assert found and found[1].step == 12
+
+
+def test_the_best_one_up_to_each_that_stays_is_kept_or_its_weights(tmp_path: Path) -> None:
+    """An interrupted run can go on from any of those that stay, and has to find what was best up to there."""
+    folder, averaged = RunFolder(tmp_path), {"rows": torch.full((4,), 2.5)}
+
+    def best(place: tuple[int, int]) -> tuple[int, int] | None:
+        stage, step = place
+        return (2, max(good for good in (4, 16) if good < step)) if stage == 2 and step > 4 else None
+
+    for stage, step in [(1, 4), (2, 4), (2, 8), (2, 12), (2, 16), (2, 20), (2, 24)]:
+        saved = replace(progress(step), averaged=averaged) if step == 4 else progress(step)
+        folder.save_checkpoint(stage, saved, Checkpoints(keep=2), best)
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        if step == 20:
+            assert names == ["best-stage2-000004", "stage2-000016", "stage2-000020"]
+            assert not (tmp_path / "checkpoints" / "best-stage2-000004" / "trained.safetensors").exists()
+            kept = folder.weights_at(2, 4)
+            assert kept and torch.equal(kept["rows"], averaged["rows"])
+    assert names == ["best-stage2-000016", "stage2-000020", "stage2-000024"]
+    kept = folder.weights_at(2, 16)
+    assert kept and torch.equal(kept["rows"], torch.full((4,), 16.0))
+    assert folder.weights_at(2, 4) is None
+    found = folder.newest_checkpoint()
+    assert found and found[1].step == 24
+
+
+def test_going_back_forgets_what_was_drawn_and_measured_after(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("stage1-000004", "stage2-000002", "stage2-000004"):
+        folder.save_samples(name, [Image.new("RGB", (8, 8))], 1)
+    for step in (2, 4):
+        folder.append("selection.jsonl", {"stage": 2, "step": step})
+    folder.rewind(2, 2)
+    left = ["stage1-000004", "stage1-000004.png", "stage2-000002", "stage2-000002.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == left
+    assert (tmp_path / "selection.jsonl").read_text() == '{"stage": 2, "step": 2}\n'
 
 
 def test_an_average_is_kept_with_what_it_is_of(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tests.watching import Watcher, ctrl_c, metrics, without
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluation.checkpoints import Measured, copies, read_measured, step_curve
-from twostage.recipe import Adapter, Checkpoints, Recipe, Sample, Select, Stage1, Stage2, Token
+from twostage.recipe import Adapter, Checkpoints, Recipe, Sample, Select, Stage1, Stage2
 from twostage.run import generate, train
 
 STEPS = 8
@@ -291,29 +291,6 @@ def test_a_best_checkpoint_that_cannot_be_read_gives_way_to_the_next_best(recipe
 # stop_on_copying
 
 
-def line(copying: float, unseen: float | None, step: int = 0) -> Measured:
-    return Measured(2, step, 0.5, unseen, 0.3, copying, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("lines", "patience", "expected"),
-    [
-        ([(0.5, 0.6), (0.6, 0.6)], 1, True),
-        ([(0.5, 0.6), (0.6, 0.5), (0.7, 0.6)], 2, True),
-        ([(0.5, 0.6), (0.6, 0.6)], 2, False),  # too few
-        ([(0.5, 0.5), (0.6, 0.6)], 1, False),  # the subject is learned
-        ([(0.5, 0.6), (0.5, 0.6)], 1, False),  # as near as before
-        ([(0.5, 0.6), (0.7, 0.6), (0.6, 0.6)], 2, False),  # not in a row
-        ([(0.1, 0.9), (0.2, 0.1), (0.3, 0.2)], 1, False),  # what was before does not count
-        ([(0.5, None), (0.6, None)], 1, False),
-    ],
-)
-def test_copying_is_a_rise_in_a_row_without_a_rise_of_identity(
-    lines: list[tuple[float, float | None]], patience: int, expected: bool
-) -> None:
-    assert copies([line(*values) for values in lines], patience) is expected
-
-
 def first_stop(run: Path) -> int:
     own = [line for line in read_measured(run) if line.stage == 2]
     return next(own[end - 1].step for end in range(1, len(own)) if copies(own[:end], 1))
@@ -368,22 +345,3 @@ def test_what_a_decision_needs_is_told_before_anything_is_written(
         train(own, tmp_path / "run", display=Display())
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("sample", "said"),
-    [
-        (Sample(per_prompt=0), "sample.per_prompt = 0"),
-        (Sample(prompts=()), "none of the 0 sample.prompts"),
-        (Sample(prompts=("snow",)), "none of the 1 sample.prompts"),
-    ],
-)
-@pytest.mark.parametrize("select", [Select(keep="best"), Select(stop_on_copying=1), Select(measure=True)])
-def test_pictures_that_are_not_drawn_cannot_be_measured(sample: Sample, select: Select, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Recipe(sample=sample, select=select, token=Token())
-
-
-def test_an_encoder_of_another_role_is_refused() -> None:
-    with pytest.raises(ValueError, match="dino or clip"):
-        Select(encoders=("dinov2=somewhere",))

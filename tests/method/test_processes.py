@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from twostage.display import Display
-from twostage.recipe import Prior, Recipe, Token
+from twostage.recipe import Checkpoints, Prior, Recipe, Sample, Select, Token
 from twostage.recipe_file import dump_recipe
 from twostage.run import train
 
@@ -90,3 +91,27 @@ def test_two_gloo_processes_share_the_prior_and_equal_one(tiny_recipe: Recipe, t
         ours, theirs = load_file(one / file), load_file(two / file)
         for name, tensor in ours.items():
             torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_two_gloo_processes_keep_the_checkpoint_that_one_of_them_measured_best(
+    tiny_recipe: Recipe, tmp_path: Path, photos: Path
+) -> None:
+    assert tiny_recipe.stage2
+    recipe = tiny_recipe.model_copy(
+        update={
+            "stage1": None,
+            "token": Token(placeholder="sks"),
+            "data": tiny_recipe.data.model_copy(update={"held_out": (photos / "2.png",)}),
+            "stage2": tiny_recipe.stage2.model_copy(update={"steps": 8, "learning_rate": 1e-2}),
+            "sample": Sample(prompts=("a {}",), per_prompt=2, num_inference_steps=2),
+            "checkpoints": Checkpoints(every=1, at=(1, 2, 3, 4, 5, 6, 7)),
+            "select": Select(keep="best", stop_on_copying=1, encoders=("dino=pocket", "clip=pocket")),
+        }
+    )
+    two = launch(recipe, tmp_path, processes=2)
+    facts = json.loads((two / "run.json").read_text())["selection"]
+    step = facts["chosen"]["step"]
+    assert step < facts["last"]["step"] == facts["stopped"]["stage2"] < 8
+    kept = load_file(two / "checkpoints" / f"stage2-{step:06d}" / "trained.safetensors")
+    result = load_file(two / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(kept[f"unet.{name}"], tensor) for name, tensor in result.items())
