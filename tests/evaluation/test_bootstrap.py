@@ -57,6 +57,12 @@ def test_subjects_that_differ_make_it_wider_than_their_prompts_would() -> None:
     assert high - low < 0.4
 
 
+def test_further_seeds_of_the_same_prompts_are_no_further_prompts() -> None:
+    values = [0.1, 0.4, 0.5, 0.8, 0.9]
+    estimate = hierarchical({("a", seed): values for seed in range(5)}, resamples=20_000)
+    assert (estimate.low, estimate.high) == pytest.approx(interval(values, resamples=20_000), abs=0.02)
+
+
 def test_places_that_are_not_there_are_never_drawn() -> None:
     cells = {("a", 0): [1.0] * 9, ("a", 1): [1.0], ("b", 0): [1.0, 1.0]}
     estimate = hierarchical(cells)

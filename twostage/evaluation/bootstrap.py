@@ -59,7 +59,7 @@ def interval(values: Sequence[float], resamples: int = 1000, level: float = 0.95
 
 
 def hierarchical(cells: Cells, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Mean and interval of a strategy: subjects are drawn anew, of each its seeds, of each seed its prompts.
+    """Mean and interval of a strategy: subjects are drawn anew, of each its seeds, and its prompts for all of those.
 
     Prompts of one subject move together, and so do subjects of one strategy: drawing all values as equals would make
     the interval too narrow.
@@ -123,7 +123,9 @@ class _Padded:
             subjects = rng.integers(count, size=shape)
             seeds = (rng.random((*shape, most_seeds)) * self.seeds[subjects][..., None]).astype(np.int64)
             there = self.prompts[subjects[..., None], seeds][..., None]
-            yield subjects, seeds, (rng.random((*shape, most_seeds, most_prompts)) * there).astype(np.int64)
+            # All seeds of a subject answer the same prompts: what is hard about one is hard for all of them, so the
+            # same are drawn for all. Each its own would let seeds pass for more prompts.
+            yield subjects, seeds, (rng.random((*shape, 1, most_prompts)) * there).astype(np.int64)
 
     def _means(
         self, subjects: NDArray[np.int64], seeds: NDArray[np.int64], prompts: NDArray[np.int64]
