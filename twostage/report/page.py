@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from twostage import __version__
-from twostage.report import charts, glossary, tables
+from twostage.report import charts, glossary, marks, tables
 from twostage.report.formats import cost, number
 from twostage.report.gallery import Gallery
 from twostage.report.pooling import BASE, COSTS, REAL, RESAMPLES, Pool
@@ -63,7 +63,7 @@ def context(
         "groups": _groups(tables.columns(pool)),
         "lines": tables.lines(pool),
         "landmarks": tables.landmarks(pool),
-        "marks": {name: (charts.colour(pool, name), charts.glyph(pool, name)) for name in names},
+        "marks": {name: (marks.colour(pool, name), marks.glyph(pool, name)) for name in names},
         "sorted_by": pool.first(glossary.IDENTITY_FIGURES),
         "resamples": RESAMPLES,
         "prompts": list(
