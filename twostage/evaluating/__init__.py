@@ -42,7 +42,7 @@ __all__ = ["FILE", "evaluate", "evaluate_result", "open_pipeline", "open_run", "
 
 FILE = "evaluation.json"
 _FORMAT = 1
-_INTERVAL = "95 % bootstrap over prompts, 1000 resamples"
+_INTERVAL = "95 % bootstrap over prompts, of the class and of unrelated prompts over pictures; 1000 resamples"
 
 
 def evaluate(

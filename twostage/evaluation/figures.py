@@ -18,8 +18,9 @@ class Figure:
     Attributes:
         name: as in files and tables: "dino_unseen".
         title: for people: "DINO, held-out photos".
-        values: one for each prompt of `prompts`, or a single one of the whole run.
-        prompts: what the values belong to; empty for a single value.
+        values: one for each of `prompts`, or a single one of the whole run.
+        prompts: what the values belong to, one more than once where each of its pictures counts; empty for a single
+            value.
         lowest, highest: the range by definition; infinite where there is no bound.
         better: which way.
     """
@@ -37,7 +38,7 @@ class Figure:
 
     @property
     def value(self) -> float:
-        """The mean over prompts."""
+        """The mean of the values."""
         return float(np.mean(self.values))
 
 

@@ -46,6 +46,11 @@ class Shots:
     masks: Sequence[Image.Image | None] = ()
     plain: tuple[str, ...] = ()
 
+    @property
+    def prompt_of_each(self) -> tuple[str, ...]:
+        """For each picture, the prompt it was drawn for."""
+        return tuple(self.prompts[place] for place in self.places)
+
 
 class ImageEncoder(Protocol):
     """Pictures to vectors."""
