@@ -12,15 +12,15 @@ from tests.comparing.chores import Die, Fail, Tell, Wait
 from twostage.comparing.carry_out import carry_out
 from twostage.comparing.engine import Ended, Work
 from twostage.comparing.jobs import Job
-from twostage.comparing.local import RETRIES, LocalEngine
+from twostage.comparing.local import LocalEngine
 from twostage.comparing.place import Place
 from twostage.display import Display
 from twostage.errors import UserError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    engine = LocalEngine(2)
+    engine = LocalEngine(2, retries=1)
     yield engine
     engine.close()
 
@@ -45,13 +45,11 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(engine: Local
     assert told["pid"] in pids  # That worker has seen nothing of it, and is asked again.
 
 
-def test_a_worker_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
-    engine = LocalEngine(1)
+def test_a_worker_that_dies_each_time_is_given_up(engine: LocalEngine, tmp_path: Path) -> None:
     engine.submit(Work("dies", Die(tmp_path / "count", times=100), 1))
     error = all_of(engine, 1)["dies"].error
-    engine.close()
-    assert f"died {RETRIES + 1} times" in str(error)
-    assert (tmp_path / "count").read_text() == str(RETRIES + 1)
+    assert "died 2 times" in str(error)
+    assert (tmp_path / "count").read_text() == "2"
 
 
 def test_each_gpu_has_a_worker_that_sees_no_other() -> None:

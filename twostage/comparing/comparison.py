@@ -65,9 +65,10 @@ def run(
     record = Record(place)
     record.open(request)
     check(request, cells)
+    command = command or record.facts.get("command", "")
     threads = int(record.facts.get("threads") or max(_cores() // workers, 1))
     with _engine(machine, workers, threads) as engine:
-        steps = record.facts.get("steps") or _steps(request, cells, engine, threads, place, display)
+        steps = record.facts.get("steps") or steps_of_budget(request, cells, engine, threads, place, display)
         if steps:
             cells = plan_cells(request, plan_variants(request), {name: own["steps"] for name, own in steps.items()})
         record.begin(request, cells, command=command, threads=threads, steps=steps)
@@ -87,7 +88,7 @@ def run(
     return Comparison(place.root, tuple(cell.name for cell in cells), made, rows, outcomes.failed)
 
 
-def _steps(
+def steps_of_budget(
     request: Request, cells: Sequence[Cell], engine: Engine, threads: int, place: Place, display: Display
 ) -> dict[str, Any]:
     """Of each row, the steps of its stages within the budget, and what was measured for that; nothing where the

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
@@ -28,7 +28,7 @@ class _Worker:
     pid: int = 0
     work: Work | None = None
     future: Future[dict[str, Any]] | None = None
-    deaths: dict[str, int] = field(default_factory=dict)
+    deaths: int = 0
 
 
 class LocalEngine:
@@ -37,10 +37,12 @@ class LocalEngine:
     Args:
         workers: how many; a GPU has one.
         gpus: as CUDA_VISIBLE_DEVICES names them; none for the CPU.
+        retries: of a job whose worker dies.
     """
 
-    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, workers: int, gpus: Sequence[str] = (), retries: int = RETRIES) -> None:
         self._workers = [_Worker(gpu) for gpu in gpus] or [_Worker(None) for _ in range(workers)]
+        self._retries = retries
         self._stopping = False
 
     @property
@@ -67,15 +69,16 @@ class LocalEngine:
             assert work
             if isinstance(error, BrokenProcessPool):
                 self._bury(worker)
-                worker.deaths[work.name] = died = worker.deaths.get(work.name, 0) + 1
-                if died <= RETRIES and not self._stopping:
+                worker.deaths += 1
+                if worker.deaths <= self._retries and not self._stopping:
                     self._start(worker, work)
                     continue
                 error = RuntimeError(
-                    f"its worker died {died} times (killed, or out of memory: fewer --workers need less)"
+                    f"its worker died {worker.deaths} times (killed, or out of memory: fewer --workers need less)"
                 )
             found.append(Ended(work.name, worker.future.result() if error is None else None, error))
             worker.future = worker.work = None
+            worker.deaths = 0
         return found
 
     def stop(self) -> None:
