@@ -18,6 +18,7 @@ from twostage.pocket import LICENSE as POCKET_LICENSE
 from twostage.recipe import Recipe, Section
 from twostage.run_folder import RunFolder, checkpoint_name
 from twostage.subject.captions import subject_phrase
+from twostage.writing import whole_file
 
 FILE = "README.md"
 # What the hub calls the metadata of a licence.
@@ -239,7 +240,7 @@ def write_card(folder: RunFolder, recipe: Recipe) -> None:
         UserError: it cannot be written.
     """
     text = Card(folder, recipe, str(folder.path), recipe.base).text()
-    with folder.saving(folder.path / FILE) as temporary:
+    with whole_file(folder.path / FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

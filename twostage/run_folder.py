@@ -18,8 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from twostage.method.sampling import grid
 from twostage.recipe import Checkpoints, Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.subject.tokens import embedding_file_name, save_embedding
-from twostage.writing import UNFINISHED, whole_folder, writing
+from twostage.writing import UNFINISHED, whole_file, whole_folder, writing
 
 # A stage and a step of it; they are compared as they come in a run.
 Place = tuple[int, int]
@@ -220,18 +219,6 @@ class RunFolder:
         """Write a folder such as unet/ through `save`, replacing an older one."""
         self._write_folder(self.path / name, save)
 
-    @contextmanager
-    def saving(self, path: Path) -> Iterator[Path]:
-        """A temporary name inside the run to write a file to; afterwards it is `path`."""
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(UNFINISHED + path.name)
-            try:
-                yield temporary
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-
     def has_samples(self, name: str) -> bool:
         """Whether the samples of that name are there already."""
         return (self.path / "samples" / f"{name}.png").is_file()
@@ -245,7 +232,7 @@ class RunFolder:
 
         samples = self.path / "samples"
         self._write_folder(samples / name, write)
-        with self.saving(samples / f"{name}.png") as temporary:
+        with whole_file(samples / f"{name}.png") as temporary:
             grid(pictures, columns).save(temporary, format="PNG")
 
     def sample_files(self, name: str, row: int, columns: int) -> list[Path]:
@@ -290,7 +277,7 @@ class RunFolder:
         return self.path / name
 
     def _write_text(self, name: str, text: str) -> None:
-        with self.saving(self._file(name)) as temporary:
+        with whole_file(self._file(name)) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def _write_folder(self, final: Path, write: Callable[[Path], None]) -> None:

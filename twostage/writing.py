@@ -16,6 +16,23 @@ UNFINISHED = ".writing-"
 
 
 @contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """A temporary name to write a file to; afterwards it is `final`, in place of what was there.
+
+    Raises:
+        UserError: it cannot be written; nothing of it is left.
+    """
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(UNFINISHED + final.name)
+        try:
+            yield temporary
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A temporary folder to write into; afterwards it is `final`, in place of what was there.
 

@@ -31,9 +31,9 @@ from twostage.method.sampling import assemble, check_steps
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
-from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo
 from twostage.subject.pictures import read_picture
+from twostage.writing import whole_file
 
 from .result import Result, open_pipeline, open_run
 from .series import Drawer, Series, plan_series, read_drawn, write_picture
@@ -124,7 +124,7 @@ def evaluate_result(
     if any(curves.values()):
         record["curve"] = {name: curve for name, curve in curves.items() if curve}
     record["pictures"] = folder.names(1.0) | folder.keep_base(before)
-    with RunFolder(output).saving(output / FILE) as temporary:
+    with whole_file(output / FILE) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
@@ -202,7 +202,7 @@ class _Pictures:
         if self._root.is_dir() and not (stored.is_file() and _text_of(stored) == self._facts):
             shutil.rmtree(self._root)
         _make_folder(self._root)
-        with RunFolder(output).saving(stored) as temporary:
+        with whole_file(stored) as temporary:
             temporary.write_text(self._facts, encoding="utf-8")
 
     def _folder(self, strength: float) -> Path:

@@ -16,6 +16,7 @@ from twostage.evaluation.suites import Suite
 from twostage.method.sampling import draw
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
+from twostage.writing import whole_file
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -133,17 +134,8 @@ def write_picture(picture: Image.Image, file: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = file.with_name(f".writing-{file.name}")
-    try:
+    with whole_file(file) as temporary:
         picture.save(temporary, format="PNG")
-        temporary.replace(file)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file}: {error.strerror or error}; make room or choose another folder. What was drawn "
-            "before is kept"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_drawn(file: Path, side: int) -> Image.Image | None:
