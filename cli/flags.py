@@ -55,7 +55,7 @@ def section_flags(
         try:
             return section.model_validate(given)
         except ValidationError as error:
-            origins = {(key,): f"--{dot}{key}".replace("_", "-") for key in given}
+            origins: dict[tuple[str, ...], str] = {(key,): f"--{dot}{key}".replace("_", "-") for key in given}
             lines = [line for _, line in mistakes(error, origins, "")]
             raise UserError("\n".join(dict.fromkeys(lines))) from error
 
