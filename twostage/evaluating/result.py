@@ -247,6 +247,7 @@ def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_
     seconds: dict[str, float] = facts.get("seconds", {})
     # What another run has done for it counts as its own, unless that has been added already.
     shared = 0.0 if "shared" in facts else facts.get("from", {}).get("seconds", 0.0)
+    selection: dict[str, Any] = facts.get("selection", {})
     steps = {name: stage.steps for name in ("stage1", "stage2") if (stage := getattr(recipe, name))}
     return {
         "name": recipe.name,
@@ -260,7 +261,8 @@ def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_
         "photos": [str(photo.path.resolve()) for photo in photos],
         "held_out": [str(photo.path.resolve()) for photo in held_out],
         "seed": recipe.seed,
-        "steps": steps,
+        "steps": steps | selection.get("stopped", {}),
+        "kept_step": (selection.get("chosen") or {}).get("step") if selection.get("keep") == "best" else None,
         "seconds": seconds,
         "train_seconds": round(sum(s for name, s in seconds.items() if name not in _NOT_TRAINING) + shared, 3),
         "peak_memory_bytes": facts.get("peak_memory_bytes"),
