@@ -6,6 +6,9 @@ They are no part of a recipe: one run can be evaluated in many ways, and many ru
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from twostage.recipe_sections import Section, option
 
@@ -44,7 +47,7 @@ class Evaluation(Section):
         "openai/clip-vit-base-patch32.",
         flags=("encoder",),
     )
-    strengths: tuple[float, ...] = option(
+    strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = option(
         (),
         "Evaluate the weights between base (0) and result (1) too, at these shares; may be given several times.",
         flags=("strength",),

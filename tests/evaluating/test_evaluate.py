@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from twostage import run
 from twostage.display import Display
 from twostage.errors import UserError
-from twostage.evaluating import evaluate
+from twostage.evaluating import evaluate, evaluate_result, open_pipeline
 from twostage.evaluation.embedders import ViTEmbedder
 from twostage.pocket import pocket_folder
-from twostage.recipe_evaluation import Evaluation
+from twostage.recipe_evaluation import Evaluation, Foreign
 
 OPTIONS = Evaluation(
     suite="pocket",
@@ -177,3 +177,25 @@ def test_an_unfinished_run_is_refused(own: Path) -> None:
     (own / "run.json").write_text(json.dumps(facts | {"finished": False}), encoding="utf-8")
     with pytest.raises(UserError, match="--resume"):
         evaluate(own, OPTIONS, display=Display())
+
+
+def test_what_cannot_be_mixed_with_its_base_is_refused_before_anything_is_drawn(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    result = open_pipeline(Foreign(pipeline=str(tiny_base), token="sks", class_noun="backpack"))
+    with pytest.raises(UserError, match="strength 0.5"):
+        evaluate_result(result, tmp_path / "out", OPTIONS.model_copy(update={"strengths": (0.5,)}), Display())
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_one_photo_and_none_held_out_the_figures_left_out_are_named(
+    tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(photos.glob("*.png")), tmp_path / "one")
+    asked = Foreign(
+        pipeline=str(tiny_base), token="sks", class_noun="backpack", photos=tmp_path / "one", base=str(tiny_base)
+    )
+    record = evaluate_result(open_pipeline(asked), tmp_path / "out", OPTIONS, Display())
+    assert {"dino_unseen", "clip_i_unseen", "overfit_gap"} <= record["left_out"].keys()
+    assert "dino_seen" in record["figures"] and "dino_seen" not in record["real"]

@@ -80,6 +80,8 @@ def evaluate_result(
 ) -> dict[str, Any]:
     """Evaluate what `open_run` or `open_pipeline` found; see `evaluate`."""
     display = display or terminal_display()
+    if mixed := [strength for strength in options.strengths if strength != 1 and result.unmixable]:
+        raise UserError(f"strength {mixed[0]:g}: {result.unmixable}; leave --strength out")
     suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
     unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
     sampler = _sampler(result, options)

@@ -24,6 +24,7 @@ from twostage.recipe_evaluation import Foreign
 from twostage.recipe_file import dump_recipe
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
+from twostage.subject.held_out import find_held_out
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.tokens import load_embedding
 
@@ -54,6 +55,7 @@ class Result:
         photos: it was trained on, as far as they are at hand.
         held_out: of the same subject, never trained on.
         facts: for evaluation.json.
+        unmixable: why there is nothing between the base's weights and its own; empty where there is.
         notes: for who evaluates it.
     """
 
@@ -68,6 +70,7 @@ class Result:
     photos: list[Photo]
     held_out: list[Photo]
     facts: dict[str, Any]
+    unmixable: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -97,7 +100,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
     notes: list[str] = []
     if recipe.subjects:
         notes.append(f"of several subjects, that of {recipe.token.placeholder} is evaluated")
-    held = find_given(held_out or recipe.data.held_out)
+    held = find_held_out(recipe.data.model_copy(update={"held_out": tuple(held_out)}) if held_out else recipe.data)
     photos = _trained_on(folder, recipe.data, held, notes)
     return Result(
         folder=folder.path,
@@ -111,6 +114,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         photos=photos,
         held_out=held,
         facts=_run_facts(folder, recipe, photos, held),
+        unmixable="" if recipe.stage2 else "the run has learned a token alone, and no weights",
         notes=notes,
     )
 
@@ -138,16 +142,13 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
         _check_embedding(embedding, token, rows, tuned)
 
     def load(strength: float) -> StableDiffusionPipeline:
-        if strength != 1:
-            raise UserError(
-                "a strength other than 1 needs a run folder; of another pipeline, the base is not kept beside"
-            )
+        assert strength == 1
         loaded = assemble(tuned, embedding=None if rows is None else {token: rows})
         if lora is not None:
             _load_lora(loaded, lora)
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    held = find_given(held_out)
+    held = find_held_out(Data(held_out=tuple(held_out)))
     seen = [] if foreign.photos is None else _without(find_photos(foreign.photos), held)
     extra = [file for file in (lora, embedding) if file is not None]
     name = extra[0] if extra else Path(foreign.pipeline)
@@ -174,25 +175,8 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
             "held_out": [str(photo.path.resolve()) for photo in held],
             "result_bytes": _bytes_of(name),
         },
+        unmixable="only the weights of a run folder can be mixed with its base's",
     )
-
-
-def find_given(paths: Sequence[Path]) -> list[Photo]:
-    """Photos that are named one by one, or by their folders.
-
-    Raises:
-        UserError: one is missing, or no photo.
-    """
-    found: list[Photo] = []
-    for path in paths:
-        if path.is_file():
-            beside = [photo for photo in find_photos(path.parent) if photo.path.name == path.name]
-            if not beside:
-                raise UserError(f"held-out {path} is no photo; name a picture file, or a folder of them")
-            found += beside
-        else:
-            found += find_photos(path)
-    return found
 
 
 def _check_embedding(file: Path, token: str, rows: Tensor, base: Base) -> None:
