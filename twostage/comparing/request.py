@@ -160,22 +160,22 @@ def read_request(asked: Asked, recipes: Sequence[str], evaluation: Evaluation) -
     """
     wrong: list[str] = []
 
-    def read(part: Callable[[], _T], instead: _T) -> _T:
+    def read(part: Callable[[], _T]) -> _T | None:
         try:
             return part()
         except UserError as error:
             wrong.extend(str(error).splitlines())
-            return instead
+            return None
 
-    settings = read(lambda: read_settings(asked.settings, "--set"), {})
+    settings = read(lambda: read_settings(asked.settings, "--set")) or {}
     overrides = {name: values[0] for name, values in settings.items()}
     request = Request(
         recipes=tuple(recipes),
-        subjects=read(lambda: _read_subjects(asked), ()),
-        seeds=read(lambda: read_seeds(asked.seeds), ()),
+        subjects=read(lambda: _read_subjects(asked)) or (),
+        seeds=read(lambda: read_seeds(asked.seeds)) or (),
         overrides=overrides | ({"base": asked.base} if asked.base is not None else {}),
-        vary=read(lambda: read_settings(asked.vary, "--vary"), {}),
-        budget=read(lambda: read_budget(asked.budget), Budget()),
+        vary=read(lambda: read_settings(asked.vary, "--vary")) or {},
+        budget=read(lambda: read_budget(asked.budget)) or Budget(),
         evaluation=evaluation,
     )
     if wrong:
