@@ -64,14 +64,20 @@ def _usual_output(request: Request) -> str:
 
 
 def _print(done: Comparison) -> None:
-    if done.rows:
+    if done.rows and sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("strategy", *done.rows[0].cells, "runs")
+        table = Table()
+        table.add_column("strategy", no_wrap=True)
+        for heading in (*done.rows[0].cells, "runs"):
+            table.add_column(heading)
         for row in done.rows:
             table.add_row(row.strategy, *row.cells.values(), str(row.runs))
         Console().print(table)
+    elif done.rows:  # For grep and awk: one line each, never wrapped.
+        for cells in (("strategy", *done.rows[0].cells), *((row.strategy, *row.cells.values()) for row in done.rows)):
+            typer.echo("\t".join(cells))
     if done.report:
         typer.echo(f"the report: {done.report}")
     for name, reason in done.failed.items():

@@ -39,3 +39,15 @@ def test_the_plain_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> 
         update(1, loss=1.0)
     Display().say("hello")
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_overview_shows_what_is_done_of_the_whole_and_what_is_under_way() -> None:
+    stream = io.StringIO()
+    with _Lines(Console(file=stream)).overview("compare", 10.0) as update:
+        update(5.0, ["a: stage 1 3/6"])  # Too soon after the beginning for a log.
+        update(10.0, [])
+    assert stream.getvalue().splitlines() == ["compare  100%"]
+    stream = io.StringIO()
+    with _Bars(Console(file=stream, force_terminal=True, width=120)).overview("compare", 10.0) as update:
+        update(5.0, ["a: stage 1 3/6", "b [x]: 7 pictures"])
+    assert all(word in stream.getvalue() for word in ("compare", "50%", "a: stage 1 3/6", "b [x]: 7 pictures"))
