@@ -16,6 +16,7 @@ from twostage.report.gallery import choose
 from twostage.report.pooling import Pool
 from twostage.report.reading import Run, Skipped, read_runs
 from twostage.report.verdict import Verdict, verdict
+from twostage.writing import whole_file
 
 
 def build(
@@ -103,16 +104,8 @@ def default_title(pool: Pool) -> str:
 
 
 def _put(path: Path, write_to: Callable[[TextIO], object]) -> None:
-    """Write a file under a temporary name, then give it its own."""
-    with _telling(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                write_to(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        write_to(file)
 
 
 @contextmanager
