@@ -18,6 +18,7 @@ from twostage.errors import UserError
 from twostage.recipe import Data, Recipe
 from twostage.recipe_file import load_recipe
 from twostage.run import train
+from twostage.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,9 @@ def test_a_run_killed_outright_resumes_from_its_newest_checkpoint(
 
     with pytest.raises(Killed):
         train(tiny_recipe, tmp_path / "run", display=Watcher((label, step), kill))
+    checkpoint = RunFolder(tmp_path / "run").newest_checkpoint()
+    seconds = json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
+    assert checkpoint is None or seconds[f"stage{checkpoint[0]}"] > 0
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"stage": 1, "st')  # The kill cut a line short,
     (tmp_path / "run" / "checkpoints" / ".writing-stage2-000006").mkdir(parents=True)  # and a checkpoint.

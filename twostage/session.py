@@ -58,6 +58,8 @@ class Session:
         self._resumes = False
         self._progress: Progress | None = None
         self._seconds: dict[str, float] = {}
+        self._phases: list[str] = []
+        self._counted = 0.0
         self._stop = StopRequest()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -158,12 +160,21 @@ class Session:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time within towards `name` in run.json, and towards no phase around it."""
-        started, before = time.perf_counter(), sum(self._seconds.values())
+        self._count_seconds()
+        self._phases.append(name)
         try:
             yield
         finally:
-            inner = sum(self._seconds.values()) - before
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started - inner
+            self._count_seconds()
+            self._phases.pop()
+
+    def _count_seconds(self) -> None:
+        """Add what has passed since this was last called to the innermost phase."""
+        now = time.perf_counter()
+        if self._phases:
+            name = self._phases[-1]
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._counted
+        self._counted = now
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -298,6 +309,7 @@ class Session:
                 )
 
     def _save_facts(self, **facts: Any) -> None:
+        self._count_seconds()  # Of phases under way too: a kill may come before they end.
         peak = max(peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
