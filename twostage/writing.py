@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ def whole_file(final: Path) -> Iterator[Path]:
     """
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(UNFINISHED + final.name)
+        # A name of its own: two processes may draw the same picture for the cache.
+        temporary = final.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{final.name}")
         try:
             yield temporary
             os.replace(temporary, final)
