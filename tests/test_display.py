@@ -25,7 +25,10 @@ def test_a_terminal_gets_a_bar_with_an_eta_and_the_numbers() -> None:
     with display.progress("stage 2", 10, 4) as update:
         update(5, loss=0.25, lr=1e-4)
         display.say("[brackets] are text")
+    with display.progress("drawing a[/b]", 1) as update:
+        update(1)
     shown = stream.getvalue()
+    assert "drawing a[/b]" in shown
     assert all(word in shown for word in ("stage 2", "5/10", "loss 0.25", "lr 0.0001", ":", "[brackets] are text"))
 
 

@@ -71,7 +71,7 @@ class _Bars(Display):
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Update]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -88,7 +88,7 @@ class _Bars(Display):
     @contextmanager
     def overview(self, label: str, total: float) -> Iterator[OverviewUpdate]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
