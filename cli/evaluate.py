@@ -48,6 +48,8 @@ def evaluate(
         raise UserError(f"--{next(iter(given)).replace('_', '-')} goes with --pipeline; a run knows that itself")
     if foreign.pipeline is not None and output is None:
         raise UserError("--pipeline folders are never written to: say where the evaluation goes, with --output FOLDER")
+    if foreign.pipeline is not None and output is not None and output.resolve() == Path(foreign.pipeline).resolve():
+        raise UserError(f"--output {output} is the pipeline's folder, which is never written to: name another one")
 
     from twostage import evaluating  # imports torch
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from benchmarks.random_sd15 import SIZES, write_pipeline
 from twostage import run
 from twostage.display import Display
 from twostage.errors import UserError
@@ -199,3 +200,53 @@ def test_of_one_photo_and_none_held_out_the_figures_left_out_are_named(
     record = evaluate_result(open_pipeline(asked), tmp_path / "out", OPTIONS, Display())
     assert {"dino_unseen", "clip_i_unseen", "overfit_gap"} <= record["left_out"].keys()
     assert "dino_seen" in record["figures"] and "dino_seen" not in record["real"]
+
+
+def test_a_run_trained_anew_into_its_folder_is_drawn_anew(own: Path) -> None:
+    evaluate(own, OPTIONS, display=Display())
+    before = (own / "evaluation" / "subject" / "0000.png").read_bytes()
+    weights = next((own / "unet").glob("*.safetensors"))
+    save_file({name: tensor * 0.9 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    evaluate(own, OPTIONS, display=Display())
+    assert (own / "evaluation" / "subject" / "0000.png").read_bytes() != before
+
+
+def test_figures_go_where_their_pictures_go(own: Path) -> None:
+    evaluate(own, OPTIONS, display=Display())
+    weights = next((own / "unet").glob("*.safetensors"))
+    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(weights).items()}
+    save_file(broken, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="black pictures"):
+        evaluate(own, OPTIONS, display=Display())
+    assert not (own / "evaluation.json").exists()
+
+
+def test_a_folder_that_holds_other_things_is_left_as_it_is(own: Path) -> None:
+    (own / "evaluation").mkdir()
+    (own / "evaluation" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="in the way"):
+        evaluate(own, OPTIONS, display=Display())
+    assert [path.name for path in (own / "evaluation").iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_drawn(own: Path, cache: Path) -> None:
+    (own / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        evaluate(own, OPTIONS, output=own / "file" / "below", display=Display())
+    assert not list(cache.rglob("*.png"))
+
+
+def test_the_pictures_beside_the_result_s_are_those_of_the_base_that_was_named(tiny_base: Path, tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "other", SIZES["tiny"], seed=1)
+    shown = []
+    for base in (tiny_base, tmp_path / "other"):
+        asked = Foreign(pipeline=str(tiny_base), token="sks", class_noun="backpack", base=str(base))
+        record = evaluate_result(open_pipeline(asked), tmp_path / "out", OPTIONS, Display())
+        shown.append((tmp_path / "out" / record["pictures"]["base_subject"][0]).read_bytes())
+    assert shown[0] != shown[1]
+
+
+def test_photos_that_were_trained_on_are_no_held_out_ones(own: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match="was trained on"):
+        evaluate(own, OPTIONS, held_out=[photos / "1.png"], display=Display())
+    assert not (own / "evaluation").exists()

@@ -33,7 +33,7 @@ from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
 from twostage.subject.photos import Photo
 from twostage.subject.pictures import read_picture
-from twostage.writing import whole_file
+from twostage.writing import UNFINISHED, whole_file, writing
 
 from .result import Result, open_pipeline, open_run
 from .series import Drawer, Series, plan_series, read_drawn, write_picture
@@ -95,8 +95,8 @@ def evaluate_result(
     for note in result.notes:
         display.say(f"note: {note}")
     planned = plan_series(options, suite, unrelated, result.class_noun)
+    folder = _Pictures(output, result, planned, sampler)  # Before anything is drawn: it may not be writable.
     before = _draw_base(result, planned, sampler, display)
-    folder = _Pictures(output, result, planned, sampler)
     shots, scheduler = folder.draw(1.0, display)
     photos = {"seen": _photo_shots(result.photos), "unseen": _photo_shots(result.held_out)}
     material = Material({**shots, **before, **photos}, encoders)
@@ -127,7 +127,8 @@ def evaluate_result(
         record["curve"] = {name: curve for name, curve in curves.items() if curve}
     record["pictures"] = folder.names(1.0) | folder.keep_base(before)
     with whole_file(output / FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # A path's bytes may be no text.
     return record
 
 
@@ -195,17 +196,39 @@ class _Pictures:
         facts = {
             "content": result.content,
             "phrase": result.phrase,
+            "class_noun": result.class_noun,
             "side": result.side,
             "sampler": [sampler.num_inference_steps, sampler.guidance_scale],
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
         self._facts = json.dumps(facts, indent=2)
         stored = self._root / "pictures.json"
-        if self._root.is_dir() and not (stored.is_file() and _text_of(stored) == self._facts):
-            shutil.rmtree(self._root)
         _make_folder(self._root)
-        with whole_file(stored) as temporary:
-            temporary.write_text(self._facts, encoding="utf-8")
+        if _text_of(stored) != self._facts:
+            self._forget(stored)
+            with whole_file(stored) as temporary:
+                temporary.write_text(self._facts, encoding="utf-8")
+
+    def _forget(self, stored: Path) -> None:
+        """Remove what was drawn with other choices, and the figures of that.
+
+        Raises:
+            UserError: what is there is no evaluation's.
+        """
+        with writing(self._root):
+            there = [path for path in self._root.iterdir() if not path.name.startswith(UNFINISHED)]
+            if there and not stored.is_file():
+                raise UserError(
+                    f"{self._root} is in the way: pictures would go there, and it holds other things; choose another "
+                    "folder with --output"
+                )
+            (self._output / FILE).unlink(missing_ok=True)
+            # All but `stored`, which says, should this be cut short, that the rest may go.
+            for path in there:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != stored:
+                    path.unlink()
 
     def _folder(self, strength: float) -> Path:
         return self._root if strength == 1 else self._root / f"strength-{strength:g}"
@@ -245,7 +268,8 @@ class _Pictures:
         files = [self._root / "base_subject" / f"{index:04d}.png" for index in range(len(images))]
         _make_folder(self._root / "base_subject")
         for image, file in zip(images, files, strict=True):
-            if read_drawn(file, self._result.side) is None:
+            kept = read_drawn(file, self._result.side)
+            if kept is None or kept.tobytes() != image.tobytes():  # --base may have been another.
                 write_picture(image, file)
         return {"base_subject": [file.relative_to(self._output).as_posix() for file in files]}
 

@@ -24,8 +24,9 @@ from twostage.recipe_evaluation import Foreign
 from twostage.recipe_file import dump_recipe
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
-from twostage.subject.held_out import find_held_out
+from twostage.subject.held_out import find_held_out, leaks
 from twostage.subject.photos import Photo, find_photos
+from twostage.subject.pictures import printable
 from twostage.subject.tokens import load_embedding
 
 if TYPE_CHECKING:
@@ -101,7 +102,10 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
     if recipe.subjects:
         notes.append(f"of several subjects, that of {recipe.token.placeholder} is evaluated")
     held = find_held_out(recipe.data.model_copy(update={"held_out": tuple(held_out)}) if held_out else recipe.data)
+    _check_unseen(folder, held)
     photos = _trained_on(folder, recipe.data, held, notes)
+    if held_out:  # Of the recipe's own, training has said so.
+        notes += leaks(held, photos)
     return Result(
         folder=folder.path,
         phrase=subject_phrase(recipe.token, recipe.data),
@@ -110,7 +114,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         load=lambda strength: verbs.load_pipeline(run, strength=strength),
         side=recipe.data.resolution or base.resolution,
         sampler=recipe.sample,
-        content=_sha256(dump_recipe(recipe), str(own), *_stamps(folder.path)),
+        content=_sha256(dump_recipe(recipe), str(own), *_contents(folder.path)),
         photos=photos,
         held_out=held,
         facts=_run_facts(folder, recipe, photos, held),
@@ -133,6 +137,8 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
     lora, embedding, class_noun = foreign.lora, foreign.embedding, " ".join(foreign.class_noun.split())
     if lora is not None and not lora.is_file():
         raise UserError(f"there is no LoRA file {lora}; give a .safetensors file")
+    if lora is not None and lora.suffix != ".safetensors":
+        raise UserError(f"LoRA {lora}: only .safetensors files are read; convert it first")
     tuned = load_base(foreign.pipeline)
     named, rows = load_embedding(embedding) if embedding else ("", None)
     token = foreign.token.strip() or ("" if named == _NAMELESS else named)
@@ -160,7 +166,7 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
         load=load,
         side=tuned.resolution,
         sampler=Sample(),
-        content=_sha256(tuned.content_hash, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in extra)),
+        content=_sha256(tuned.content_hash, *map(_digest, extra)),
         photos=seen,
         held_out=held,
         facts={
@@ -195,8 +201,6 @@ def _check_embedding(file: Path, token: str, rows: Tensor, base: Base) -> None:
 
 
 def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
-    if file.suffix != ".safetensors":
-        raise UserError(f"LoRA {file}: only .safetensors files are read; convert it first")
     try:
         with quiet():
             # It logs as an error, over many lines, what it then raises.
@@ -205,6 +209,15 @@ def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"LoRA {file} does not fit the pipeline: {reason}; give the base it was trained on") from error
+
+
+def _check_unseen(folder: RunFolder, held_out: Sequence[Photo]) -> None:
+    shown = {photo.get("sha256") for photo in folder.facts.get("photos", [])}
+    if seen := [photo for photo in held_out if photo.sha256 in shown]:
+        raise UserError(
+            f"the held-out photo {printable(seen[0].path)} is one that the run in {folder.path} was trained on: "
+            "figures against it would flatter; give --held-out photos that training has not seen"
+        )
 
 
 def _trained_on(folder: RunFolder, data: Data, held_out: Sequence[Photo], notes: list[str]) -> list[Photo]:
@@ -256,10 +269,15 @@ def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_
     }
 
 
-def _stamps(folder: Path) -> list[str]:
-    """Names and sizes of what a run has left."""
+def _contents(folder: Path) -> list[str]:
+    """Names and digests of what a run has left: one trained anew, on other photos, has files of the same sizes."""
     files = (path for name in _RESULT_FOLDERS for path in sorted((folder / name).rglob("*")) if path.is_file())
-    return [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
+    return [f"{path.relative_to(folder).as_posix()} {_digest(path)}" for path in files]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _bytes_of(path: Path) -> int:
