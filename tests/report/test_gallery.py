@@ -105,3 +105,17 @@ def test_no_pictures_at_hand_is_said(tmp_path):
     shutil.rmtree(tmp_path / "a" / "evaluation")
     gallery = choose(Pool(read_runs([tmp_path / "a"])[0]))
     assert gallery.panels == [] and "not at hand" in gallery.notes[0]
+
+
+def test_pictures_that_the_base_drew_of_other_prompts_are_in_no_column(tmp_path):
+    for name in ("two-stage", "dreambooth"):
+        write_run(tmp_path / name, name, "dog", 0, curves=False)
+    (without, other) = (tmp_path / name / "evaluation.json" for name in ("two-stage", "dreambooth"))
+    data = json.loads(without.read_text())
+    del data["pictures"]["base_subject"]
+    without.write_text(json.dumps(data))
+    data = json.loads(other.read_text())
+    data["choices"]["prompts"] = data["choices"]["prompts"][::-1]
+    other.write_text(json.dumps(data))
+    (panel,) = choose(Pool(read_runs([tmp_path])[0])).panels
+    assert [row.name for row in panel.rows] == ["two-stage"]

@@ -36,6 +36,10 @@ def test_a_comparison_a_folder_of_runs_and_a_run_are_all_found_once(tmp_path):
         ("[]", "broken"),
         ('{"format": 2}', "format 2"),
         ('{"format": 1, "result": {"name": "x"}, "figures": {}}', "no figures"),
+        ('{"format": 1, "result": {"name": "x"}, "figures": []}', "no figures"),
+        ('{"format": 1, "result": {"name": "x"}, "figures": 3}', "broken at figures"),
+        ('{"format": 1, "result": {"name": "x"}, "figures": {"a": {"values": 3}}, "base": [1]}', "broken at"),
+        ('{"format": 1, "result": {"name": "x"}, "figures": {"a": {"values": 3}}, "left_out": "x"}', "broken at"),
         ('{"format": 1, "result": {"name": "x"}, "figures": {"a": {"title": "A"}}}', "broken at figures.a.value"),
     ],
 )

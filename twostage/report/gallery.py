@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Gallery:
 
     def add(self, path: Path, alt: str) -> Shot | None:
         """Put a file into the store, once however often it is shown."""
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, where path.is_file() complains of a name that is too long.
             return None
         key = "p" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
         self.files[key] = path
@@ -155,7 +156,9 @@ def _panel(gallery: Gallery, pool: Pool, cell: Cell) -> Panel | None:
     for run in runs:
         if _prompts(run) == prompts:
             rows.append(_row(gallery, run, run.strategy, "subject", places))
-    with_base = next((run for run in runs if run.document.pictures.get("base_subject")), None)
+    with_base = next(
+        (run for run in runs if run.document.pictures.get("base_subject") and _prompts(run) == prompts), None
+    )
     if with_base:
         rows.append(_row(gallery, with_base, BASE, "base_subject", places))
     rows = [row for row in rows if any(row.shots)]

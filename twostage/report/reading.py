@@ -73,24 +73,25 @@ class Document(BaseModel):
     @classmethod
     def _without_what_is_no_number(cls, data: Any) -> Any:
         """A figure that is NaN is left out and said so; the others of the run are sound."""
-        if not isinstance(data, dict) or not isinstance(data.get("figures"), dict):
+        if not isinstance(data, dict):
             return data
-        data = {**data, "left_out": dict(data.get("left_out") or {})}
-        for row in ("figures", "base", "real"):
-            kept = {}
-            for name, figure in (data.get(row) or {}).items():
-                if _holds_nan(figure):
-                    data["left_out"].setdefault(name, "not a number")
-                else:
-                    kept[name] = figure
-            data[row] = kept
-        return data
+        rows = {row: data.get(row) or {} for row in ("figures", "base", "real")}
+        left_out = data.get("left_out") or {}
+        if not all(isinstance(table, dict) for table in (*rows.values(), left_out)):
+            return data  # Of another shape altogether, which the fields' types tell.
+        broken = {name for row in rows.values() for name, figure in row.items() if _holds_nan(figure)}
+        kept = {
+            row: {name: figure for name, figure in figures.items() if not _holds_nan(figure)}
+            for row, figures in rows.items()
+        }
+        return {**data, **kept, "left_out": dict.fromkeys(broken, "not a number") | left_out}
 
 
 def _holds_nan(figure: Any) -> bool:
     if not isinstance(figure, dict):
         return False
-    numbers = [figure.get("value"), *(figure.get("values") or ())]
+    values = figure.get("values")
+    numbers = [figure.get("value"), *(values if isinstance(values, list) else ())]
     return any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
 
 

@@ -104,7 +104,11 @@ def default_title(pool: Pool) -> str:
 
 
 def _put(path: Path, write_to: Callable[[TextIO], object]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        whole_file(path) as temporary,
+        # The name of a run's folder may be no text.
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
         write_to(file)
 
 
