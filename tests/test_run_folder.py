@@ -183,3 +183,12 @@ def test_a_run_with_broken_files_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run.json") as error:
         RunFolder(tmp_path).open()
     assert "\n" not in str(error.value)
+
+
+def test_when_a_run_is_done_only_checkpoints_that_were_asked_for_stay(tmp_path: Path) -> None:
+    folder, options = RunFolder(tmp_path), Checkpoints(keep=1, at=(5,))
+    for step in (4, 5, 8):
+        folder.save_checkpoint(2, progress(step), options, best=lambda place: (2, 4))
+    assert (tmp_path / "checkpoints" / "best-stage2-000004").is_dir()
+    folder.drop_checkpoints(options)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stage2-000005"]

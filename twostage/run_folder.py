@@ -178,6 +178,12 @@ class RunFolder:
                 shutil.rmtree(path)
         return final
 
+    def drop_checkpoints(self, options: Checkpoints) -> None:
+        """Remove those of a finished run that were not asked for."""
+        for path in self.path.glob("checkpoints/*stage*-*"):
+            if _place(path)[1] not in options.at:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _reduce_to_weights(self, checkpoint: Path) -> None:
         """Leave of a checkpoint what drew its samples; a kill half way leaves that too."""
         (checkpoint / "optimizer.safetensors").unlink(missing_ok=True)
