@@ -41,6 +41,7 @@ def dreambooth(
     Example: twostage bench dreambooth --photos dreambooth/dataset --base stable-diffusion-v1-5/stable-diffusion-v1-5
     """
     from twostage import benching
+    from twostage.writing import whole_file
 
     if "images_per_prompt" not in evaluation.model_fields_set:
         evaluation = evaluation.model_copy(update={"images_per_prompt": 4})
@@ -49,9 +50,10 @@ def dreambooth(
     )
     if outcome.table:
         table = markdown(outcome)
-        (output / "table1.md").write_text(table, encoding="utf-8")
+        with whole_file(output / "table1.md") as temporary:
+            temporary.write_text(table, encoding="utf-8")
         typer.echo(table)
-    typer.echo(f"the report: {outcome.comparison.report}; the table: {output / 'table1.md'}")
+        typer.echo(f"the report: {outcome.comparison.report}; the table: {output / 'table1.md'}")
     for name, reason in outcome.comparison.failed.items():
         typer.echo(f"error: {name}: {reason}", err=True)
     if outcome.comparison.failed:

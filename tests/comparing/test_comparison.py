@@ -141,11 +141,13 @@ def test_what_cannot_work_is_told_before_anything_is_written(ask: Ask, tmp_path:
     (tmp_path / "empty").mkdir()
     request = ask("both", overrides={"base": str(tmp_path / "empty")})
     subjects = (request.subjects[0].model_copy(update={"photos": tmp_path / "empty"}),)
-    request = request.model_copy(update={"subjects": subjects})
+    encoders = request.evaluation.model_copy(update={"encoders": ("dion=pocket",)})
+    request = request.model_copy(update={"subjects": subjects, "evaluation": encoders})
     with pytest.raises(UserError) as error:
         compare(request, tmp_path / "out", machine=WORKER, display=Watcher())
     told = str(error.value)
-    assert len(told.splitlines()) == 2
+    assert len(told.splitlines()) == 3
     assert "no photos in" in told
+    assert "did you mean dino?" in told
     assert "no diffusers pipeline" in told
     assert not (tmp_path / "out").exists()

@@ -68,7 +68,7 @@ def test_what_is_finished_is_not_done_again(ask: Ask, tmp_path: Path) -> None:
         folder = tmp_path / "runs" / cell.name
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"finished": True, "shared": {}}))
-    (tmp_path / "runs" / cells[0].name / "evaluation.json").write_text("{}")
+    (tmp_path / "runs" / cells[0].name / "evaluation.json").write_text('{"figures": {"dino_seen": {}}}')
     _, after = planned(request, tmp_path)
     assert {job.name for job in after} == {
         f"{cells[1].name} evaluation",
@@ -85,3 +85,20 @@ def test_the_longest_chain_begins_first() -> None:
 
     jobs = [job("short", 2), job("root", 1), job("long", 5, "root"), job("last", 1, behind=("long",))]
     assert [found.name for found in by_urgency(jobs)] == ["root", "long", "short", "last"]
+
+
+def test_what_is_damaged_is_done_again(ask: Ask, tmp_path: Path) -> None:
+    request = ask("both", "word")
+    cells, _ = planned(request, tmp_path)
+    for cell in cells:
+        folder = tmp_path / "runs" / cell.name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"finished": true, "shared": {}}')
+        (folder / "evaluation.json").write_text('{"figures": {"dino')
+    (tmp_path / "runs" / cells[0].name / "run.json").write_text('{"finis')
+    _, jobs = planned(request, tmp_path)
+    assert {job.name for job in jobs} == {
+        f"{cells[0].name} training",
+        f"{cells[0].name} evaluation",
+        f"{cells[1].name} evaluation",
+    }

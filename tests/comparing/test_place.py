@@ -75,3 +75,20 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot read or write"):
         Place(str(tmp_path / "file")).write("a", "b")
+
+
+def test_a_damaged_file_holds_no_facts(place: Place) -> None:
+    assert place.facts("a.json") == {}
+    for text in ('{"a": 1', "[1]", ""):
+        place.write("a.json", text)
+        assert place.facts("a.json") == {}
+    place.write("a.json", '{"a": 1}')
+    assert place.facts("a.json") == {"a": 1}
+
+
+def test_two_processes_do_not_carry_out_one_comparison(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "c"))
+    with place.alone(), pytest.raises(UserError, match="another process is at work"), Place(place.root).alone():
+        pass
+    with place.alone():
+        pass

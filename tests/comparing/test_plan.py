@@ -122,3 +122,13 @@ def test_a_budget_of_less_than_a_step_a_stage_is_refused(ask: Ask) -> None:
     (cell,) = plan_cells(request, plan_variants(request))
     with pytest.raises(UserError, match="too small"):
         scaled(cell.recipe, 1)
+
+
+def test_values_that_folders_cannot_tell_apart_are_refused(ask: Ask) -> None:
+    with pytest.raises(UserError, match="2 recipes are called 'both,data.caption=a'"):
+        plan_variants(ask("both", vary={"data.caption": ["a {}", "{} a"]}))
+
+
+def test_folders_of_long_values_have_names_that_file_systems_take(ask: Ask) -> None:
+    found = labels(ask("both", vary={"data.caption": ["a {} " + "x" * 300, "a {} " + "x" * 301]}))
+    assert len(set(found)) == 2 and all(len(label) < 100 for label in found)

@@ -14,7 +14,7 @@ from twostage.comparing.budget import steps_within
 from twostage.comparing.jobs import plan_jobs
 from twostage.comparing.place import Place
 from twostage.comparing.plan import plan_cells, plan_variants
-from twostage.comparing.tasks import LearnToken, MakeClassSamples, Probe, Train
+from twostage.comparing.tasks import Evaluate, LearnToken, MakeClassSamples, Probe, Train
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.recipe import Recipe
@@ -86,3 +86,12 @@ def test_a_budget_of_seconds_counts_what_comes_before_training(ask: Ask) -> None
     assert steps_within(word, 15.0, measured | {"prior": 4.0}) == {"stage2": 50}
     with pytest.raises(UserError, match=r"9.0 s go before, of them 8.0 s for class samples"):
         steps_within(word, 9.0, measured | {"prior": 8.0})
+
+
+def test_strengths_are_left_out_where_a_token_alone_was_learned(ask: Ask, tmp_path: Path) -> None:
+    request, place = ask("embedding"), Place(str(tmp_path))
+    recipe = recipe_of(request)
+    Train(place, "runs/x", recipe).run()
+    told = Evaluate(place, "runs/x", recipe, request.evaluation.model_copy(update={"strengths": (0.5,)})).run()
+    assert any("--strength" in note for note in told["notes"])
+    assert "curve" not in place.facts("runs/x/evaluation.json")

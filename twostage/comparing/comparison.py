@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from twostage import report
 from twostage.comparing import Comparison, Row
 from twostage.comparing.budget import probes, steps_within
 from twostage.comparing.carry_out import Outcomes, carry_out
-from twostage.comparing.check import check
+from twostage.comparing.check import check, photos_of
 from twostage.comparing.engine import Engine
 from twostage.comparing.jobs import RUNS, plan_jobs
 from twostage.comparing.local import LocalEngine
@@ -22,6 +22,7 @@ from twostage.comparing.plan import Cell, plan_cells, plan_variants, scaled
 from twostage.comparing.ray_cluster import RayEngine
 from twostage.comparing.record import Record
 from twostage.comparing.request import Machine, Request
+from twostage.comparing.tasks import Evaluate
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.evaluating import FILE as EVALUATION
@@ -67,13 +68,16 @@ def run(
     check(request, cells)
     command = command or record.facts.get("command", "")
     threads = int(record.facts.get("threads") or max(_cores() // workers, 1))
-    with _engine(machine, workers, threads) as engine:
-        steps = record.facts.get("steps") or steps_of_budget(request, cells, engine, threads, place, display)
+    with ExitStack() as held, _engine(machine, workers, threads) as engine:
+        measured = record.facts.get("steps") or steps_of_budget(request, cells, engine, threads, place, display)
+        held.enter_context(place.alone())
+        record.open(request)  # Another process may have begun it meanwhile.
+        steps = record.facts.get("steps") or measured
         if steps:
             cells = plan_cells(request, plan_variants(request), {name: own["steps"] for name, own in steps.items()})
-        record.begin(request, cells, command=command, threads=threads, steps=steps)
+        record.begin(request, cells, command=command, threads=threads, steps=steps, photos=photos_of(cells))
         jobs = plan_jobs(place, cells, _with_full_paths(request.evaluation))
-        finished = sum(place.holds(f"{RUNS}/{cell.name}/{EVALUATION}") for cell in cells)
+        finished = len(cells) - sum(isinstance(job.task, Evaluate) for job in jobs)
         if finished:
             display.say(f"{finished} of {len(cells)} runs are finished already")
         try:

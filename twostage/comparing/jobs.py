@@ -43,7 +43,8 @@ class Job:
 
 def plan_jobs(place: Place, cells: Sequence[Cell], evaluation: Evaluation) -> list[Job]:
     """What is left to do, in an order in which it could be done one by one."""
-    left = [cell for cell in cells if not place.holds(f"{RUNS}/{cell.name}/{EVALUATION}")]
+    # One whose file is damaged is evaluated again: its pictures are there.
+    left = [cell for cell in cells if not place.facts(f"{RUNS}/{cell.name}/{EVALUATION}").get("figures")]
     trained = {cell.name for cell in left if _is_trained(place, f"{RUNS}/{cell.name}")}
     tokens, samples = _shared_tokens(cells), _shared_samples(cells)
     training = [cell for cell in left if cell.name not in trained]
@@ -117,7 +118,7 @@ def expected_pictures(options: Evaluation) -> int:
 
 
 def _is_trained(place: Place, folder: str) -> bool:
-    facts = json.loads(place.read(f"{folder}/{FINISHED}") or "{}")
+    facts = place.facts(f"{folder}/{FINISHED}")
     return bool(facts.get("finished")) and "shared" in facts
 
 
@@ -125,7 +126,7 @@ def _token_jobs(place: Place, training: Iterable[Cell], tokens: dict[str, str]) 
     jobs = {}
     for cell in training:
         name = tokens.get(cell.name)
-        if name is None or name in jobs or json.loads(place.read(f"{name}/{FINISHED}") or "{}").get("finished"):
+        if name is None or name in jobs or place.facts(f"{name}/{FINISHED}").get("finished"):
             continue
         recipe = _stage1_alone(cell.recipe)
         jobs[name] = Job(name, name, LearnToken(place, name, recipe), training_cost(recipe))
@@ -136,7 +137,7 @@ def _samples_jobs(place: Place, training: Iterable[Cell], samples: dict[str, str
     jobs: dict[str, Job] = {}
     for cell in training:
         name, prior = samples.get(cell.name), cell.recipe.prior
-        if name is None or place.holds(f"{name}.json"):
+        if name is None or "seconds" in place.facts(f"{name}.json"):
             continue
         cost = 2.0 * prior.num_inference_steps * prior.num_class_images
         # The largest set holds the smaller ones.

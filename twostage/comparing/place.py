@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from twostage.errors import UserError
 
@@ -46,13 +49,26 @@ class Place:
 
     def read(self, name: str) -> str | None:
         """Text of a file; None where there is none."""
+        content = self._bytes(name)
+        with _reaching(self.root):
+            return None if content is None else content.decode("utf-8")
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a file of JSON holds; nothing where there is none, or it is damaged."""
+        try:
+            found = json.loads(self._bytes(name) or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _bytes(self, name: str) -> bytes | None:
         if not self.holds(name):
             return None
         with _reaching(self.root):
             if self.path:
-                return (self.path / name).read_text(encoding="utf-8")
+                return (self.path / name).read_bytes()
             system, root = _open(self.root)
-            return bytes(system.cat_file(f"{root}/{name}")).decode("utf-8")
+            return bytes(system.cat_file(f"{root}/{name}"))
 
     def write(self, name: str, text: str) -> None:
         """Write a file; it is there whole or not at all.
@@ -73,6 +89,32 @@ class Place:
                 os.replace(temporary, file)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from carrying out the same comparison meanwhile; behind an address, nothing does.
+
+        Raises:
+            UserError: another one does it now, or the folder cannot be written.
+        """
+        if self.path is None:
+            yield
+            return
+        with _reaching(self.root):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", blocking=False)
+            try:
+                with suppress(NotImplementedError):  # A network's file system may know no locks.
+                    lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"another process is at work on the comparison in {self.root}; wait until it ends, or choose "
+                    "another output"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def folder(self, name: str, done: str | None = None) -> Iterator[Path]:

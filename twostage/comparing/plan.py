@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -17,6 +18,8 @@ from twostage.recipe import Recipe
 from twostage.recipe_file import STAGES, load_recipe
 
 _NO_SAMPLES = {"sample.per_prompt": 0}
+# Letters of a value in a folder's name.
+_LONGEST = 40
 
 Settings = Mapping[str, Any]
 """Dotted option -> value."""
@@ -134,17 +137,18 @@ def scaled(recipe: Recipe, total: int) -> dict[str, int]:
 def _variants(source: str, request: Request, used: set[str]) -> Iterator[Variant]:
     """The combinations of settings that make a difference to a recipe; what it uses of them goes into `used`."""
     plain = load_recipe(source, base=request.overrides.get("base"))
-    seen = set()
+    seen: list[Settings] = []
     for values in product(*request.vary.values()):
         varied = dict(zip(request.vary, values, strict=True))
         settings = {**request.overrides, **varied}
         applied = {key: value for key, value in settings.items() if _has_use_for(plain, settings, key)}
         used.update(applied)
-        shown = {key: _shown(value) for key, value in varied.items() if key in applied}
+        own = {key: value for key, value in varied.items() if key in applied}
+        shown = {key: _shown(value) for key, value in own.items()}
         label = ",".join([plain.name, *(f"{key}={value}" for key, value in shown.items())])
         name = " ".join([plain.name, *(f"{key} {value}" for key, value in shown.items())])
-        if label not in seen:
-            seen.add(label)
+        if own not in seen:
+            seen.append(own)
             # Evaluation draws its own pictures; those of training are for what is decided by them.
             drawn = {} if plain.select.wanted or any(key.startswith("select.") for key in applied) else _NO_SAMPLES
             yield Variant(label, source, {**drawn, **applied, "name": name})
@@ -166,7 +170,9 @@ def _has_use_for(recipe: Recipe, settings: Settings, key: str) -> bool:
 def _shown(value: Any) -> str:
     """A value in letters that folders and recipe names take."""
     text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-") or "none"
+    shown = re.sub(r"[^\w.+-]+", "-", text).strip("-") or "none"
+    # File systems end a name at 255 bytes, and a caption can be longer.
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _of_subject(subject: ComparedSubject) -> dict[str, Any]:

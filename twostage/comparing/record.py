@@ -20,7 +20,8 @@ class Record:
     """What compare.json of a place holds.
 
     Attributes:
-        facts: format, version, request, command, threads, steps (of a budget), cells (their recipes), failed (why).
+        facts: format, version, request, command, threads, steps (of a budget), photos (their sha256), cells (their
+            recipes), failed (why).
     """
 
     def __init__(self, place: Place) -> None:
@@ -37,10 +38,11 @@ class Record:
         if text is None:
             return
         try:
-            self.facts = json.loads(text)
-            stored = self.facts["request"]
+            facts = json.loads(text)
+            stored = dict(facts["request"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._place.join(FILE)} is broken ({error}); choose another output") from error
+        self.facts = facts
         changed = differing(stored, request.model_dump(mode="json"))
         if changed:
             raise UserError(
@@ -52,7 +54,7 @@ class Record:
         """Write down what is asked for and what it comes to.
 
         Raises:
-            UserError: a recipe is not what it was when the comparison was begun, or it cannot be written.
+            UserError: a recipe, or a photo, is not what it was when the comparison was begun; or it cannot be written.
         """
         recipes = {cell.name: cell.recipe.model_dump(mode="json") for cell in cells}
         if stored := self.facts.get("cells"):
@@ -63,6 +65,12 @@ class Record:
                     f"recipes have changed since {self._place.root} was begun: {', '.join(changed[:3])}{more}; restore "
                     "them, or choose another output"
                 )
+        before, now = self.facts.get("photos", {}), facts.get("photos", {})
+        if changed := [name for name in now if before and before.get(name) != now[name]]:
+            raise UserError(
+                f"photos of {', '.join(changed)} have changed since {self._place.root} was begun, and its runs would "
+                "not all be of the same ones; restore them, or choose another output"
+            )
         asked = {"format": FORMAT, "versions": {"twostage": __version__}, "request": request.model_dump(mode="json")}
         self.update(**asked, **facts, cells=recipes)
 

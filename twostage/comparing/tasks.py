@@ -68,7 +68,7 @@ class MakeClassSamples:
         """Make what the cache lacks; how long it took stays on record, for those who will find it made."""
         with tempfile.TemporaryDirectory(prefix="twostage-") as folder:
             seconds = _class_seconds(self.recipe, Path(folder))
-        stored = json.loads(self.place.read(f"{self.name}.json") or "{}")
+        stored = self.place.facts(f"{self.name}.json")
         seconds = max(seconds, stored.get("seconds", 0.0))
         self.place.write(f"{self.name}.json", json.dumps({"seconds": seconds}) + "\n")
         return {}
@@ -107,11 +107,11 @@ class Train:
             return
         shared, seconds = {}, dict(run.facts["seconds"])
         if self.token is not None:
-            stored = json.loads(self.place.read(f"{self.token}/{FINISHED}") or "{}")
+            stored = self.place.facts(f"{self.token}/{FINISHED}")
             shared["stage1"] = stored["seconds"]["stage1"]
             seconds["stage1"] = seconds.get("stage1", 0.0) + shared["stage1"]
         if self.samples is not None:
-            stored = json.loads(self.place.read(f"{self.samples}.json") or "{}")
+            stored = self.place.facts(f"{self.samples}.json")
             shared["prior"] = stored["seconds"]
             # It encodes them itself, as whoever made them did.
             seconds["prior"] = max(seconds.get("prior", 0.0), shared["prior"])
@@ -131,11 +131,16 @@ class Evaluate:
         """Draw and measure what is not there yet; checkpoints that nobody asked for have served."""
         notes = Notes()
         with self.place.folder(self.name, EVALUATION) as folder:
-            evaluate(folder, self.options, display=notes)
-            for checkpoint in RunFolder(folder).checkpoints():
-                if int(checkpoint.name.split("-")[1]) not in self.recipe.checkpoints.at:
-                    remove(checkpoint)
+            evaluate(folder, self._own_options(notes), display=notes)
+            RunFolder(folder).drop_checkpoints(self.recipe.checkpoints)
         return {"notes": notes.said}
+
+    def _own_options(self, notes: Notes) -> Evaluation:
+        """Without what this recipe has no use for, and others of the comparison have."""
+        if self.recipe.stage2 or not self.options.strengths:
+            return self.options
+        notes.say("note: evaluated without --strength: a token alone was learned, and no weights that could be mixed")
+        return self.options.model_copy(update={"strengths": ()})
 
 
 @dataclass(frozen=True)
