@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from twostage.recipe_memory import Memory, conflict
 from twostage.recipe_sections import (
     AnotherSubject,
     Checkpoints,
@@ -32,6 +33,7 @@ __all__ = [
     "AnotherSubject",
     "Checkpoints",
     "Data",
+    "Memory",
     "Prior",
     "Recipe",
     "Sample",
@@ -75,6 +77,7 @@ class Recipe(Section):
     stage2: Stage2 | None = None
     adapter: Adapter = Adapter()
     prior: Prior = Prior()
+    memory: Memory = Memory()
     sample: Sample = Sample()
     checkpoints: Checkpoints = Checkpoints()
     select: Select = Select()
@@ -134,6 +137,13 @@ class Recipe(Section):
                 f"adapter.{given[0]} = {getattr(self.adapter, given[0])} would do nothing: stage 2 trains no adapter; "
                 "did you mean stage2.train = 'adapter'?"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_goes_with_stage_2(self) -> Self:
+        reason = conflict(self.memory, self.stage2, self.mixed_precision)
+        if reason:
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ class Session:
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """Of the U-Net while it does not train; what trains is float32 always."""
+        """Of the U-Net while it does not train; of what trains, memory.weights decides."""
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.recipe.mixed_precision]
 
     def open(self, resume: bool) -> bool:
@@ -327,6 +327,11 @@ def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelera
     )
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+    if recipe.memory.step_in_backward and accelerator.num_processes > 1:
+        raise UserError(
+            f"memory.step_in_backward moves tensors before the gradients of {accelerator.num_processes} processes are "
+            "added up; train in one process, or without it"
+        )
     return accelerator
 
 

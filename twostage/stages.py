@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.memory.optimizers import Updates
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
 from twostage.method.class_samples import ClassSamples, Making
 from twostage.method.denoiser import (
@@ -21,6 +23,7 @@ from twostage.method.denoiser import (
     LiveText,
     adapted_parts,
     encode_prompts,
+    keep_weights,
     open_for_training,
     trains,
     whole_parts,
@@ -202,12 +205,15 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     if "unet" in adapted_parts(options):
         with quiet():
             base.unet.to(session.frozen_dtype)
+    if "unet" in whole_parts(options):
+        keep_weights(base.unet, session.recipe.memory)
     open_for_training(base, "unet", options, session.recipe.adapter, session.recipe.seed)
     learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
     source = _source(subject.examples, options)
     source = Preserving(source, prior) if prior else source
-    rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else None
-    loop = StageLoop(2, learner, source, options, session.accelerator, rates=rates)
+    rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else {}
+    updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2))
+    loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates)
     nets = {"unet": base.unet, "text": text}
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
     if session.is_main:
@@ -253,6 +259,9 @@ def _sampler(session: Session, base: Base, subject: Subject, rows: Tensor | None
         if rows is not None and subject.placeholders and not live:
             embedding = subject.placeholders.split(rows.detach().cpu())
         pipeline = assemble(base, embedding=embedding, unet=base.unet, **live)
-        return draw(pipeline.to(session.device), prompts, seeds, options, side)
+        # The rest of the pipeline is float32.
+        halved = base.unet.dtype == torch.bfloat16
+        with torch.autocast(session.device.type, torch.bfloat16) if halved else nullcontext():
+            return draw(pipeline.to(session.device), prompts, seeds, options, side)
 
     return draw_samples

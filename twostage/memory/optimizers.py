@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from twostage.recipe import Stage
+from twostage.memory.adafactor import Adafactor
+from twostage.memory.adamw import AdamW
+from twostage.recipe import Memory, Stage
 
 # Devices torch has a fused AdamW for: one kernel for all tensors instead of a dozen.
 _FUSED = {"cpu", "cuda", "mps", "xpu"}
+_BITS = {"adamw": 32, "adamw8bit": 8, "adamw4bit": 4}
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How a stage's parameters are moved.
+
+    Attributes:
+        memory: optimizer, and when it steps.
+        rates: peak learning rate of the parameters whose name starts so; the others have the stage's.
+        address: of the stochastic roundings, (run's seed, stage).
+    """
+
+    memory: Memory = Memory()
+    rates: Mapping[str, float] = field(default_factory=dict)
+    address: tuple[int, ...] = ()
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], options: Stage, rates: Mapping[str, float]
+    parameters: Mapping[str, nn.Parameter], options: Stage, updates: Updates | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101).
+    """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235), as the recipe says.
+
+    float32 AdamW is torch's own; weights in bfloat16 are rounded stochastically, which it cannot.
 
     Args:
-        parameters: by name, on their device already.
+        parameters: by name, on their device already, float32 or bfloat16.
         options: of the stage.
-        rates: learning rate of the parameters whose name starts so; the others have the stage's.
+        updates: torch's AdamW for all parameters at the stage's rate when not given.
     """
+    updates = updates or Updates()
     groups: dict[str, list[nn.Parameter]] = {"": []}  # The first is the one whose rate is shown.
     for name, parameter in parameters.items():
-        prefix = next((prefix for prefix in rates if name.startswith(prefix)), "")
+        prefix = next((prefix for prefix in updates.rates if name.startswith(prefix)), "")
         groups.setdefault(prefix, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": group, "lr": rates.get(prefix, options.learning_rate)}
-            for prefix, group in groups.items()
-            if group
-        ],
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        weight_decay=options.weight_decay,
-        fused=all(parameter.device.type in _FUSED for parameter in parameters.values()),
-    )
+    split: list[dict[str, Any]] = [
+        {"params": group, "lr": updates.rates.get(prefix, options.learning_rate)}
+        for prefix, group in groups.items()
+        if group
+    ]
+    kind = updates.memory.optimizer
+    everywhere: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if kind == "adafactor":
+        return Adafactor(split, address=updates.address, **everywhere)
+    adam: dict[str, Any] = {
+        "betas": (options.adam_beta1, options.adam_beta2),
+        "eps": options.adam_epsilon,
+        **everywhere,
+    }
+    if kind == "adamw" and all(parameter.dtype == torch.float32 for parameter in parameters.values()):
+        fused = all(parameter.device.type in _FUSED for parameter in parameters.values())
+        return torch.optim.AdamW(split, fused=fused, **adam)
+    return AdamW(split, bits=_BITS[kind], address=updates.address, **adam)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Stage) -> LambdaLR:

@@ -15,7 +15,7 @@ from twostage.method.examples import Batch
 from twostage.method.loss import Question, denoising_loss
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
-from twostage.recipe import Adapter, Stage2
+from twostage.recipe import Adapter, Memory, Stage2
 
 # Prompts a forward pass of the text encoder; fixed, so that a prompt's states do not depend on the run's length.
 _CHUNK = 16
@@ -33,6 +33,12 @@ def adapted_parts(options: Stage2) -> tuple[str, ...]:
 
 def _parts(options: Stage2) -> tuple[str, ...]:
     return ("unet", "text_encoder") if options.train_text_encoder else ("unet",)
+
+
+def keep_weights(unet: Any, memory: Memory) -> None:
+    """Have a U-Net that trains whole keep its weights, and run, in the number format that the recipe says."""
+    with quiet():
+        unet.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[memory.weights])
 
 
 def open_for_training(base: Base, name: str, options: Stage2, adapter: Adapter | None = None, seed: int = 0) -> Any:
@@ -83,6 +89,8 @@ class DenoiserLearner(nn.Module):
         self.unet, self.text = base.unet, text
         self._family, self._noise_scheduler = base.family, base.noise_scheduler
         self._prior_weight, self._snr_gamma = prior_weight, snr_gamma
+        learning = {parameter.dtype for parameter in base.unet.parameters() if parameter.requires_grad}
+        self._in_bfloat16 = learning == {torch.bfloat16}
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,); with a prior, that of its prior sample times lambda is added to it.
@@ -102,8 +110,17 @@ class DenoiserLearner(nn.Module):
             return own + self._prior_weight * kept
 
     def _loss(self, asked: Question, states: Tensor) -> Tensor:
-        predict = partial(self._family.predict, self.unet, states=states.to(asked.noisy.device))
+        predict = partial(self._predict, states=states.to(asked.noisy.device))
         return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        if not self._in_bfloat16:
+            predicted: Tensor = self._family.predict(self.unet, noisy, timesteps, states)
+            return predicted
+        # Nothing is left for autocast to do: it would take the norms' inputs to float32 and back.
+        with torch.autocast(noisy.device.type, enabled=False):
+            predicted = self._family.predict(self.unet, noisy.bfloat16(), timesteps, states.bfloat16())
+        return predicted
 
 
 class EncodedText(nn.Module):

@@ -15,9 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from twostage.errors import UserError
-from twostage.memory.optimizers import build_optimizer, build_schedule
+from twostage.memory.in_backward import StepInBackward
+from twostage.memory.optimizers import Updates, build_optimizer, build_schedule
 from twostage.method.examples import Source
 from twostage.recipe import Stage
+
+Watch = Callable[[Mapping[str, Tensor] | None], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class StageLoop:
         options: the recipe's section for the stage.
         accelerator: device, precision, processes.
         after_step: called with the step's learning rate once the parameters have moved.
-        rates: peak learning rate of the parameters whose name starts so, where it is another than the stage's.
+        updates: how the parameters are moved, where it is not by AdamW, all at one rate.
 
     Attributes:
         step: how many are done.
@@ -80,45 +83,54 @@ class StageLoop:
         options: Stage,
         accelerator: Accelerator,
         after_step: Callable[[float], None] | None = None,
-        rates: Mapping[str, float] | None = None,
+        updates: Updates | None = None,
     ) -> None:
         self.stage, self.step = stage, 0
         self._source, self._options, self._accelerator = source, options, accelerator
         self._after_step = after_step
         learner.to(accelerator.device)
         self.trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self._optimizer = build_optimizer(self.trained, options, rates or {})
+        updates = updates or Updates()
+        self._optimizer = build_optimizer(self.trained, options, updates)
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
         self._learner, self._prepared = accelerator.prepare(learner, self._optimizer)
+        self._in_backward = None
+        if updates.memory.step_in_backward:
+            assert accelerator.num_processes == 1, "refused with the recipe"
+            self._in_backward = StepInBackward(self._optimizer, self.trained)
         self._average = EMAModel(self.trained.values(), decay=options.ema_decay) if options.ema_decay else None
 
-    def steps(self, watch: Callable[[], None] = lambda: None) -> Iterator[Step]:
+    def steps(self, watch: Watch = lambda norms: None) -> Iterator[Step]:
         """Train to the end of the stage, handing out each step once it is done.
 
         Args:
-            watch: called in each step when the gradients are there, before the parameters move.
+            watch: called in each step when the gradients are there, before the parameters move. With a step in the
+                backward pass, both is over then: it is given the gradients' norms by the parameters' names.
 
         Raises:
-            UserError: loss or gradient is not finite; the parameters are those before that step.
+            UserError: loss or gradient is not finite; the parameters are those before that step, but where the step was
+                in the backward pass.
         """
         while self.step < self._options.steps:
             yield self._advance(watch)
 
-    def _advance(self, watch: Callable[[], None]) -> Step:
+    def _advance(self, watch: Watch) -> Step:
         started = time.perf_counter()
+        if self._in_backward:
+            self._in_backward.norms.clear()
         loss = self._accumulate_gradients()
-        limit = self._options.max_grad_norm or math.inf
-        norm = float(self._accelerator.clip_grad_norm_(self.trained.values(), limit))
+        norm = self._clip()
         # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
         if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
             raise UserError(
                 f"stage {self.stage} broke at step {self.step + 1}: loss {loss}, gradient norm {norm}; lower "
                 f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or the precision"
             )
-        watch()
+        watch(self._in_backward.norms if self._in_backward else None)
         lr = float(self._optimizer.param_groups[0]["lr"])
-        self._prepared.step()
+        if self._in_backward is None:
+            self._prepared.step()
         self._prepared.zero_grad()
         self._schedule.step()
         if self._after_step is not None:
@@ -127,6 +139,14 @@ class StageLoop:
             self._average.step(self.trained.values())
         self.step += 1
         return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
+
+    def _clip(self) -> float:
+        """Norm of the gradient as it was before it is clipped."""
+        if self._in_backward:
+            assert not self._options.max_grad_norm, "refused with the recipe"
+            return float(self._in_backward.norm())
+        limit = self._options.max_grad_norm or math.inf
+        return float(self._accelerator.clip_grad_norm_(self.trained.values(), limit))
 
     def _accumulate_gradients(self) -> float:
         """Gradients of all the step's samples, over processes and accumulated batches; returns their mean loss."""
@@ -195,7 +215,11 @@ class StageLoop:
         for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
-        groups = [dict(group, betas=tuple(group["betas"])) for group in progress.numbers["param_groups"]]
+        # JSON has no tuples, and AdamW's betas are one.
+        groups = [
+            {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+            for group in progress.numbers["param_groups"]
+        ]
         self._optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self._schedule.load_state_dict(progress.numbers["schedule"])
         if self._accelerator.scaler:

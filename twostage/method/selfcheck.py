@@ -51,8 +51,11 @@ class SelfCheck:
         self._start = {name: checksum(parameter) for name, parameter in trained.items()}
         self._frozen = {name: checksum(tensor) for name, tensor in self._still()}
 
-    def look_at_gradients(self) -> None:
+    def look_at_gradients(self, norms: Mapping[str, Tensor] | None = None) -> None:
         """Call it in each step, with the gradients in place.
+
+        Args:
+            norms: of gradients that are gone already, by the parameter's name.
 
         Raises:
             UserError: some modules have got none for so long that they never will.
@@ -61,7 +64,9 @@ class SelfCheck:
             return
         self._looked += 1
         names = list(chain.from_iterable(self._unreached.values()))
-        reached = dict(zip(names, _have_gradients([self._trained[name] for name in names]), strict=True))
+        if norms is None:
+            norms = {name: p.grad.norm() for name in names if (p := self._trained[name]).grad is not None}
+        reached = dict(zip(names, _above_zero([norms.get(name) for name in names]), strict=True))
         self._unreached = {
             module: own for module, own in self._unreached.items() if not any(reached[name] for name in own)
         }
@@ -204,12 +209,12 @@ def _modules(trained: Mapping[str, nn.Parameter], nets: Mapping[str, nn.Module])
     return modules
 
 
-def _have_gradients(parameters: Sequence[nn.Parameter]) -> list[bool]:
-    """Whether each has a gradient that is finite and not zero."""
-    norms = [p.new_zeros(()) if p.grad is None else p.grad.norm() for p in parameters]
-    together = torch.stack([norm.float() for norm in norms])
-    found: list[bool] = (together.isfinite() & (together > 0)).tolist()
-    return found
+def _above_zero(norms: Sequence[Tensor | None]) -> list[bool]:
+    """Whether each is there, finite and not zero."""
+    there = [norm.float() for norm in norms if norm is not None]
+    together = torch.stack(there) if there else torch.empty(0)
+    found = iter((together.isfinite() & (together > 0)).tolist())
+    return [norm is not None and next(found) for norm in norms]
 
 
 def _some(names: Sequence[str]) -> str:

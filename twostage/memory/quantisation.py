@@ -1,0 +1,90 @@
+"""Blockwise quantisation of optimizer states to 8 or 4 bits (arXiv 2110.02861, 2309.01507).
+
+A block of consecutive values has one scale, the largest magnitude in it; each value is kept as the place, in a fixed
+list of numbers from -1 to 1 or 0 to 1, of the number nearest to value / scale. The list is dynamic where what is kept
+spans orders of magnitude: its numbers lie the denser the smaller they are. For second moments in 4 bits it is linear.
+
+Neither list of second moments has a zero. They are what updates are divided by the root of, and a moment that became
+zero beside large ones in its block would make the next update of that weight a hundred times too large.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Quantiser:
+    """How the values of a state are kept.
+
+    Args:
+        bits: 8 or 4; in 4 bits, two values share a byte.
+        block: consecutive values with one float32 scale: a value takes bits / 8 + 4 / block bytes.
+        signed: whether values can be negative.
+        linear: whether the numbers are evenly spaced.
+    """
+
+    def __init__(self, bits: int, block: int, *, signed: bool, linear: bool = False) -> None:
+        self.bits, self.block = bits, block
+        self._numbers = _linear_numbers(bits) if linear else _dynamic_numbers(bits, signed)
+        self._placed: dict[torch.device, Tensor] = {}
+
+    def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What `pack` gives for so many zeros."""
+        zero = min(range(len(self._numbers)), key=lambda code: abs(self._numbers[code]))
+        byte = zero | zero << 4 if self.bits == 4 else zero
+        codes = torch.full((-(-count * self.bits // 8),), byte, dtype=torch.uint8, device=device)
+        return codes, torch.zeros(-(-count // self.block), device=device)
+
+    def pack(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of values.
+
+        Args:
+            values: (n,) float32.
+
+        Returns:
+            uint8 (n,), or (ceil(n / 2),) in 4 bits, the first of two values in the lower half of a byte; and float32
+            (ceil(n / block),).
+        """
+        blocks = F.pad(values, (0, -len(values) % self.block)).view(-1, self.block)
+        scales = torch.linalg.vector_norm(blocks, torch.inf, dim=1)
+        # Where all are zero, so is the scale.
+        shares = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        numbers = self._on(values.device)
+        between = (numbers[1:] + numbers[:-1]) / 2
+        codes = torch.bucketize(shares.view(-1), between, out_int32=True).to(torch.uint8)
+        if self.bits == 8:
+            return codes[: len(values)], scales
+        pairs = codes.view(-1, 2)
+        return (pairs[:, 0] | pairs[:, 1] << 4)[: -(-len(values) // 2)], scales
+
+    def unpack(self, codes: Tensor, scales: Tensor, count: int) -> Tensor:
+        """What was kept: (count,) float32."""
+        if self.bits == 4:
+            codes = torch.stack([codes & 15, codes >> 4], dim=1).view(-1)
+        codes = F.pad(codes, (0, len(scales) * self.block - len(codes)))
+        values = self._on(codes.device).index_select(0, codes.int()).view(-1, self.block)
+        return values.mul_(scales.unsqueeze(1)).view(-1)[:count]
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._placed:
+            self._placed[device] = torch.tensor(self._numbers, device=device)
+        return self._placed[device]
+
+
+def _linear_numbers(bits: int) -> list[float]:
+    """k / 2^bits, k from 1 to 2^bits."""
+    return [k / 2**bits for k in range(1, 2**bits + 1)]
+
+
+def _dynamic_numbers(bits: int, signed: bool) -> list[float]:
+    """The 2^bits numbers of the dynamic tree code, ascending; without zero, one less, where none is negative.
+
+    Its leading zeros are an exponent to base 10; the bits behind them divide the decade from 0.1 to 1 evenly.
+    """
+    positive = []
+    for length in range(bits - 1):
+        parts = 2**length if signed else 2 ** (length + 1)
+        positive += [10.0 ** (length + 2 - bits) * (0.1 + 0.9 * (k + 0.5) / parts) for k in range(parts)]
+    return sorted([*positive, 1.0, *([0.0, *(-number for number in positive)] if signed else [])])

@@ -1,0 +1,95 @@
+"""The table of a recipe that says what is done to fit a small card."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from twostage.recipe_sections import Section, option
+from twostage.recipe_stages import Stage2
+
+
+class Memory(Section):
+    """What stage 2 does with less memory than it could."""
+
+    optimizer: Literal["adamw", "adamw8bit", "adamw4bit", "adafactor"] = option(
+        "adamw",
+        "Optimizer of stage 2. Its state takes 8 bytes a parameter (adamw), 2 or 1 where AdamW's moments are kept in 8 "
+        "or 4 bits, next to none with adafactor: no momentum, second moments factored, each tensor's update clipped.",
+        flags=("optimizer",),
+    )
+    weights: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "How the U-Net is kept that stage 2 trains whole. bfloat16 takes half the memory for weights, gradients and "
+        "activations; updates are then rounded stochastically. A text encoder that learns stays float32.",
+    )
+    step_in_backward: bool = option(
+        False,
+        "Make the optimizer's step within the backward pass, tensor by tensor, and free each gradient at once. Same "
+        "result; rules out max_grad_norm and gradient_accumulation_steps.",
+        flags=("fused-backward-pass",),
+    )
+
+
+def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str | None:
+    """Why options of [memory] do not go with the rest of a recipe, if they do not: one line.
+
+    Args:
+        memory: the table.
+        stage2: the stage it is about.
+        mixed_precision: of the recipe.
+    """
+    given = [name for name in Memory.model_fields if getattr(memory, name) != getattr(Memory(), name)]
+    if not given:
+        return None
+    if stage2 is None:
+        return (
+            f"memory.{given[0]} = {_shown(getattr(memory, given[0]))} would do nothing: it is for stage 2, and there "
+            "is no [stage2]"
+        )
+    return _weights_conflict(memory, stage2, mixed_precision) or _step_conflict(memory, stage2, mixed_precision)
+
+
+def _weights_conflict(memory: Memory, stage2: Stage2, mixed_precision: str) -> str | None:
+    if memory.weights == "float32":
+        return None
+    if stage2.train == "adapter":
+        return (
+            "memory.weights = 'bfloat16' is for a U-Net that trains whole, and stage2.train = 'adapter'; the frozen "
+            "U-Net is bfloat16 with mixed_precision = 'bf16'"
+        )
+    if mixed_precision == "fp16":
+        return "memory.weights = 'bfloat16' does not go with mixed_precision = 'fp16'; use 'bf16' or 'no'"
+    if stage2.ema_decay:
+        return (
+            f"stage2.ema_decay = {stage2.ema_decay:g} averages in the weights' own precision, and in bfloat16 the "
+            "average would stand still; use memory.weights = 'float32', or ema_decay = 0"
+        )
+    return None
+
+
+def _step_conflict(memory: Memory, stage2: Stage2, mixed_precision: str) -> str | None:
+    if memory.optimizer == "adafactor":
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            value = getattr(stage2, name)
+            if value != Stage2.model_fields[name].default:
+                return f"stage2.{name} = {value:g} would do nothing with memory.optimizer = 'adafactor'; leave it out"
+    if not memory.step_in_backward:
+        return None
+    if stage2.gradient_accumulation_steps > 1:
+        return (
+            f"memory.step_in_backward frees each gradient at once, and stage2.gradient_accumulation_steps = "
+            f"{stage2.gradient_accumulation_steps} adds them up; raise batch_size instead"
+        )
+    if stage2.max_grad_norm:
+        return (
+            f"memory.step_in_backward moves tensors before the whole gradient's norm is known, and "
+            f"stage2.max_grad_norm = {stage2.max_grad_norm:g} clips it; set max_grad_norm = 0 (adafactor clips each "
+            "tensor's update by itself)"
+        )
+    if mixed_precision == "fp16":
+        return "memory.step_in_backward cannot skip a step that overflows, as mixed_precision = 'fp16' must; use 'bf16'"
+    return None
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
