@@ -1,6 +1,6 @@
 """What training in less memory costs: each rung beside float32 AdamW on the same draws, with the pocket model.
 
-    python benchmarks/exactness.py FOLDER [--seeds 0 1 2] [--steps 60] [--json FILE]
+    python -m benchmarks.exactness FOLDER [--seeds 0 1 2] [--steps 60] [--json FILE]
 
 Stage 1 is run once a seed, and stage 2 of each rung goes on from its token. For each: the mean loss of stage 2's last
 third; the largest difference to float32 AdamW's loss at any step; how far the weights end from float32 AdamW's, as a
