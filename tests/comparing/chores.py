@@ -57,3 +57,19 @@ class Wait:
         self.begun.touch()
         time.sleep(60)
         return {}
+
+
+@dataclass(frozen=True)
+class LoadSlowly:
+    """Takes a minute to be loaded, as libraries can."""
+
+    begun: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_slowly, (self.begun,)
+
+
+def _load_slowly(begun: Path) -> LoadSlowly:
+    begun.touch()
+    time.sleep(60)
+    return LoadSlowly(begun)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.comparing.chores import Die, Fail, Tell, Wait
+from tests.comparing.chores import Die, Fail, LoadSlowly, Tell, Wait
 from twostage.comparing.carry_out import carry_out
 from twostage.comparing.engine import Ended, Work
 from twostage.comparing.jobs import Job
@@ -62,14 +62,18 @@ def test_each_gpu_has_a_worker_that_sees_no_other() -> None:
     assert sorted(facts["gpu"] for facts in told if facts) == ["3", "GPU-abc"]
 
 
-def test_a_worker_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", [Wait, LoadSlowly])
+def test_a_worker_ends_without_a_word_when_it_is_asked_to(
+    task: type[Wait | LoadSlowly], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     engine = LocalEngine(1)
-    engine.submit(Work("waits", Wait(tmp_path / "begun"), 1))
+    engine.submit(Work("waits", task(tmp_path / "begun"), 1))
     while not (tmp_path / "begun").exists():
         time.sleep(0.05)
     engine.stop()
     assert isinstance(all_of(engine, 1)["waits"].error, KeyboardInterrupt)
     engine.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def job(name: str, task: object, *after: str, behind: tuple[str, ...] = ()) -> Job:

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
+from types import FrameType
 from typing import Any
 
 from twostage.comparing.engine import Ended, Work
@@ -73,8 +74,12 @@ class LocalEngine:
                 if worker.deaths <= self._retries and not self._stopping:
                     self._start(worker, work)
                     continue
-                error = RuntimeError(
-                    f"its worker died {worker.deaths} times (killed, or out of memory: fewer --workers need less)"
+                error = (
+                    KeyboardInterrupt()
+                    if self._stopping
+                    else RuntimeError(
+                        f"its worker died {worker.deaths} times (killed, or out of memory: fewer --workers need less)"
+                    )
                 )
             found.append(Ended(work.name, worker.future.result() if error is None else None, error))
             worker.future = worker.work = None
@@ -105,7 +110,7 @@ class LocalEngine:
                 1, mp_context=get_context("spawn"), initializer=_begin, initargs=(worker.gpu,)
             )
             worker.pid = worker.executor.submit(os.getpid).result()
-        worker.work, worker.future = work, worker.executor.submit(work.run)
+        worker.work, worker.future = work, worker.executor.submit(_do, work)
 
     def _bury(self, worker: _Worker) -> None:
         assert worker.executor
@@ -119,8 +124,21 @@ def _begin(gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     # Of a Ctrl-C, all processes of the terminal are told; what the workers do is for the first one to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end_at_once)
     threading.Thread(target=_follow, daemon=True).start()
+
+
+def _do(work: Work) -> dict[str, Any]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return work.run()
+    finally:
+        signal.signal(signal.SIGTERM, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """Between jobs, and while one and its libraries are being loaded, nothing is there to save."""
+    os._exit(1)
 
 
 def _follow() -> None:
