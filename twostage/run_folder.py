@@ -82,7 +82,9 @@ class RunFolder:
         try:
             facts = json.loads(self._file("run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self._file('run.json')}: {error}") from error
+            raise UserError(
+                f"cannot read {self._file('run.json')}: {error}; restore it, or train anew into another folder"
+            ) from error
         if not isinstance(facts, dict):
             raise UserError(f"{self._file('run.json')} holds no facts of a run; train into another folder")
         self.facts = facts

@@ -13,6 +13,7 @@ from twostage.evaluation.encoders import DEFAULTS, load_encoders
 from twostage.evaluation.suites import load_suite
 from twostage.families import load_base
 from twostage.method.sampling import check_steps
+from twostage.recipe import Recipe
 from twostage.recipe_evaluation import Evaluation
 from twostage.stages import find_class_pictures, find_subject_photos
 from twostage.subject.held_out import find_held_out
@@ -46,11 +47,9 @@ def _mistakes(request: Request, cells: Sequence[Cell]) -> Iterator[UserError]:
     for recipe in (cell.recipe for cell in cells):
         steps = request.evaluation.num_inference_steps or recipe.sample.num_inference_steps
         asks |= {
-            ("photos", recipe.data.photos, recipe.data.num_photos): lambda r=recipe: find_subject_photos(
-                r, find_held_out(r.data)
-            ),
-            ("base", recipe.base, steps): lambda r=recipe, n=steps: check_steps(load_base(r.base), n),
-            ("class", recipe.prior.class_images, recipe.data.class_noun): lambda r=recipe: find_class_pictures(r),
+            ("photos", recipe.data.photos, recipe.data.num_photos): partial(_find_photos, recipe),
+            ("base", recipe.base, steps): partial(_find_base, recipe.base, steps),
+            ("class", recipe.prior.class_images, recipe.data.class_noun): partial(find_class_pictures, recipe),
         }
     for subject in request.subjects:
         asks["suite", subject.class_noun] = partial(_find_suite, request.evaluation, subject.class_noun)
@@ -60,6 +59,14 @@ def _mistakes(request: Request, cells: Sequence[Cell]) -> Iterator[UserError]:
             ask()
         except UserError as error:
             yield error
+
+
+def _find_photos(recipe: Recipe) -> None:
+    find_subject_photos(recipe, find_held_out(recipe.data))
+
+
+def _find_base(source: str, steps: int) -> None:
+    check_steps(load_base(source), steps)
 
 
 def _find_suite(options: Evaluation, class_noun: str) -> None:

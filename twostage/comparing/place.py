@@ -215,7 +215,11 @@ def _reaching(root: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read or write in {root}: {error}; what is finished there stays usable") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot read or write in {root}: {reason}; put that right, or choose another output. What is finished "
+            "there stays usable"
+        ) from error
 
 
 def remove(folder: Path) -> None:

@@ -87,9 +87,8 @@ def evaluate_result(
     sampler = _sampler(result, options)
     for base in filter(None, [result.base]):
         check_steps(base, sampler.num_inference_steps)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
-        encoders, missing, encoder_facts = load_encoders(options.encoders, pocket=result.is_pocket, device=device)
+        encoders, missing, encoder_facts = load_encoders(options.encoders, pocket=result.is_pocket, device=_device())
     for role, reason in missing.items() if not result.is_pocket else ():
         display.say(f"note: without {role}: {reason}")
     for note in result.notes:
@@ -141,6 +140,10 @@ def prepare_base(run: Path, options: Evaluation, display: Display | None = None)
     _draw_base(result, planned, _sampler(result, options), display or terminal_display())
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _usual_suite(result: Result) -> str:
     return "pocket" if result.is_pocket else "recontextualization"
 
@@ -162,7 +165,7 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
 
     def load() -> Any:
         if not loaded:
-            loaded.append(assemble(base).to("cuda" if torch.cuda.is_available() else "cpu"))
+            loaded.append(assemble(base).to(_device()))
         return loaded[0]
 
     drawer = Drawer(load, sampler, result.side, f"the base {base.source}")
@@ -172,6 +175,8 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
             continue  # Without its noun there is nothing to ask the base for.
         facts = {
             "base": base.content_hash,
+            # A GPU's last bits are others, and would pass for drift where the result is drawn on the CPU.
+            "device": _device(),
             "prompts": series.filled(result.class_noun),
             "count": series.count,
             "seed": series.seed,
@@ -198,6 +203,7 @@ class _Pictures:
             "phrase": result.phrase,
             "class_noun": result.class_noun,
             "side": result.side,
+            "device": _device(),
             "sampler": [sampler.num_inference_steps, sampler.guidance_scale],
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
