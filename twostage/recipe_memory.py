@@ -9,7 +9,7 @@ from twostage.recipe_stages import Stage2
 
 
 class Memory(Section):
-    """What stage 2 does with less memory than it could."""
+    """What is done with less memory than it could; by stage 2, but for `attention`, which both stages share."""
 
     optimizer: Literal["adamw", "adamw8bit", "adamw4bit", "adafactor"] = option(
         "adamw",
@@ -28,6 +28,12 @@ class Memory(Section):
         "result; rules out max_grad_norm and gradient_accumulation_steps.",
         flags=("fused-backward-pass",),
     )
+    attention: Literal["auto", "sdpa", "xformers"] = option(
+        "auto",
+        "Kernels of the U-Net's attention, in both stages: torch's own (sdpa), or those of xformers, where they agree "
+        "with attention written out, forward and backward. Auto takes xformers on a GPU where it is installed and "
+        "agrees, and says so where it is not.",
+    )
 
 
 def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str | None:
@@ -38,7 +44,9 @@ def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str
         stage2: the stage it is about.
         mixed_precision: of the recipe.
     """
-    given = [name for name in Memory.model_fields if getattr(memory, name) != getattr(Memory(), name)]
+    given = [
+        name for name in Memory.model_fields if name != "attention" and getattr(memory, name) != getattr(Memory(), name)
+    ]
     if not given:
         return None
     if stage2 is None:

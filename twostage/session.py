@@ -42,7 +42,10 @@ class Session:
         has_token: whether the token was taken from another run, so that there is no stage 1 to do.
         checks: what the self-checks have found, for run.json.
         selection: what decides between checkpoints; None where nobody asked.
+        attention: whose kernels the U-Net attends by, "sdpa" or "xformers".
     """
+
+    attention = "sdpa"
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
         self.recipe, self.folder = recipe, folder
@@ -147,7 +150,7 @@ class Session:
                 if parent:
                     facts["from"] = parent.facts
                 self.folder.create(self.recipe, facts, parent.embeddings if parent else None)
-            self._save_facts()
+            self._save_facts(attention=self.attention)
         if parent:
             self.accelerator.wait_for_everyone()  # All read the token from the folder.
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.memory.attention import choose_attention, set_attention
 from twostage.memory.optimizers import Updates
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
 from twostage.method.class_samples import ClassSamples, Making
@@ -96,6 +97,7 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
         check_steps(base, recipe.sample.num_inference_steps)
     for name in adapted_parts(recipe.stage2) if recipe.stage2 else ():
         adapter_config(base.outline(name), recipe.adapter, target_modules(name, recipe.adapter))
+    _choose_attention(session, base)
     subjects = recipe.every_subject()
     phrases = [subject_phrase(token, data) for token, data in subjects]
     told = list(zip(photos, phrases, strict=True))
@@ -114,6 +116,14 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     base.release("vae")
     every_prompt = list(dict.fromkeys(prompt for own in prompts for prompt in own))
     return Subject([photo for own in photos for photo in own], phrases[0], every_prompt, placeholders, examples)
+
+
+def _choose_attention(session: Session, base: Base) -> None:
+    memory = session.recipe.memory
+    dtype = torch.bfloat16 if memory.weights == "bfloat16" else session.frozen_dtype
+    session.attention, note = choose_attention(partial(base.outline, "unet"), memory.attention, session.device, dtype)
+    if note:
+        session.display.say(f"note: {note}")
 
 
 def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Placeholders | None:
@@ -177,6 +187,7 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     base.text_encoder.to(session.device)
     with quiet():
         base.unet.to(session.device, session.frozen_dtype)
+    set_attention(base.unet, session.attention)
     if options.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     learner = EmbeddingLearner(base, placeholders, options.snr_gamma)
@@ -207,6 +218,7 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
             base.unet.to(session.frozen_dtype)
     if "unet" in whole_parts(options):
         keep_weights(base.unet, session.recipe.memory)
+    set_attention(base.unet, session.attention)
     open_for_training(base, "unet", options, session.recipe.adapter, session.recipe.seed)
     learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
     source = _source(subject.examples, options)

@@ -15,6 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from twostage.errors import UserError
+from twostage.memory.clipping import clip_gradients
 from twostage.memory.in_backward import StepInBackward
 from twostage.memory.optimizers import Updates, build_optimizer, build_schedule
 from twostage.method.examples import Source
@@ -119,8 +120,9 @@ class StageLoop:
         started = time.perf_counter()
         if self._in_backward:
             self._in_backward.norms.clear()
-        loss = self._accumulate_gradients()
+        mean = self._accumulate_gradients()
         norm = self._clip()
+        loss = float(mean)  # Behind the norm, so that a GPU is waited for once.
         # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
         if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
             raise UserError(
@@ -145,10 +147,10 @@ class StageLoop:
         if self._in_backward:
             assert not self._options.max_grad_norm, "refused with the recipe"
             return float(self._in_backward.norm())
-        limit = self._options.max_grad_norm or math.inf
-        return float(self._accelerator.clip_grad_norm_(self.trained.values(), limit))
+        self._accelerator.unscale_gradients()
+        return clip_gradients(self.trained.values(), self._options.max_grad_norm or math.inf)
 
-    def _accumulate_gradients(self) -> float:
+    def _accumulate_gradients(self) -> Tensor:
         """Gradients of all the step's samples, over processes and accumulated batches; returns their mean loss."""
         accelerator, size = self._accelerator, self._options.batch_size
         accumulated = self._options.gradient_accumulation_steps
@@ -163,7 +165,8 @@ class StageLoop:
                 loss = self._learner(batch.to(accelerator.device)).mean()
                 accelerator.backward(loss)
             total += loss.detach() / accumulated
-        return float(accelerator.reduce(total, "mean"))
+        mean: Tensor = accelerator.reduce(total, "mean")
+        return mean
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
