@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from twostage import __version__
 from twostage.errors import UserError
 
-from . import bench, compare, demo, evaluate, export, generate, photos, push, recipe, report, token, train
+from . import bench, compare, demo, evaluate, export, generate, photos, plan, push, recipe, report, token, train
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
@@ -82,6 +82,7 @@ def twostage(
 
 
 app.command(cls=SectionedHelp)(train.train)
+app.command(cls=SectionedHelp)(plan.plan)
 app.command()(generate.generate)
 app.command(cls=SectionedHelp)(evaluate.evaluate)
 app.command(cls=SectionedHelp)(compare.compare)

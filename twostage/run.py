@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ def train(
     with session.training():
         if recipe.stage1 and subject.placeholders:
             learn_embedding(session, recipe.stage1, base, subject)
+            gc.collect()  # accelerate's autocast ties the learner into a cycle, and it holds a U-Net and text encoder.
         if recipe.stage2:
             learn_denoiser(session, recipe.stage2, base, subject, prior)
     session.finish(base_card=base_facts(base))

@@ -1,0 +1,130 @@
+"""The memory ladder: what makes a run smaller, cheapest first, and what each rung costs beside time.
+
+A rung is climbed on top of those before it. One that changes nothing, since the recipe is there already, or that does
+not go with the rest of a recipe, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from twostage.recipe import Recipe
+
+Change = Callable[[Recipe], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One thing that makes a run smaller.
+
+    Attributes:
+        name: of it, in a few words.
+        price: what it costs beside time, in words; "" for nothing.
+        change: recipe -> dotted options and their values, of what the recipe has.
+    """
+
+    name: str
+    price: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A recipe on a rung.
+
+    Attributes:
+        rung: it has climbed to.
+        recipe: with all changes up to there.
+        changes: of this rung, those that made a difference.
+    """
+
+    rung: Rung
+    recipe: Recipe
+    changes: Mapping[str, Any]
+
+
+def _stages(recipe: Recipe, **options: Any) -> dict[str, Any]:
+    names = [name for name in ("stage1", "stage2") if getattr(recipe, name)]
+    return {f"{stage}.{name}": value for stage in names for name, value in options.items()}
+
+
+def _in_half(recipe: Recipe) -> dict[str, Any]:
+    whole = recipe.stage2 is not None and recipe.stage2.train == "unet"
+    return {"mixed_precision": "bf16"} | ({"memory.weights": "bfloat16"} if whole else {})
+
+
+def _in_backward(recipe: Recipe) -> dict[str, Any]:
+    if recipe.stage2 is None:
+        return {}
+    size = recipe.stage2.batch_size * recipe.stage2.gradient_accumulation_steps
+    return {
+        "memory.step_in_backward": True,
+        "stage2.max_grad_norm": 0.0,
+        "stage2.batch_size": size,
+        "stage2.gradient_accumulation_steps": 1,
+    }
+
+
+def _one_at_a_time(recipe: Recipe) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name in ("stage1", "stage2"):
+        if stage := getattr(recipe, name):
+            together = stage.batch_size * stage.gradient_accumulation_steps
+            changes |= {f"{name}.batch_size": 1, f"{name}.gradient_accumulation_steps": together}
+    return changes
+
+
+def _drawn_alone(recipe: Recipe) -> dict[str, Any]:
+    class_images = {"prior.sample_batch_size": 1} if recipe.prior.wanted else {}
+    return {"sample.per_prompt": min(1, recipe.sample.per_prompt), **class_images}
+
+
+AS_IT_IS = Rung("the recipe as it is", "", lambda recipe: {})
+LADDER: tuple[Rung, ...] = (
+    Rung(
+        "fewer pictures drawn together",
+        "one sample picture a prompt; class images take longer",
+        _drawn_alone,
+    ),
+    Rung(
+        "gradient checkpointing", "none: the same result", lambda recipe: _stages(recipe, gradient_checkpointing=True)
+    ),
+    Rung("bfloat16", "updates rounded stochastically; a card that is fast at bfloat16", _in_half),
+    Rung("8-bit AdamW", "coarser moments", lambda recipe: {"memory.optimizer": "adamw8bit"}),
+    Rung("one photo at a time, gradients added up", "rounding", _one_at_a_time),
+    Rung("step in the backward pass", "no clipping of the gradient's norm", _in_backward),
+    Rung("4-bit AdamW", "coarser moments still", lambda recipe: {"memory.optimizer": "adamw4bit"}),
+    Rung("Adafactor", "another optimizer: no momentum", lambda recipe: {"memory.optimizer": "adafactor"}),
+    Rung(
+        "batches of one photo",
+        "noisier steps: each sees less",
+        lambda recipe: _stages(recipe, batch_size=1),
+    ),
+)
+
+
+def climb(recipe: Recipe) -> Iterator[Standing]:
+    """The recipe on each rung, from the ground up."""
+    yield Standing(AS_IT_IS, recipe, {})
+    for rung in LADDER:
+        before = recipe.model_dump()
+        changes = {name: value for name, value in rung.change(recipe).items() if _value(before, name) != value}
+        if not changes:
+            continue
+        for name, value in changes.items():
+            table, _, option = name.rpartition(".")
+            (before.setdefault(table, {}) if table else before)[option] = value
+        try:
+            recipe = Recipe.model_validate(before)
+        except ValidationError:
+            continue
+        yield Standing(rung, recipe, changes)
+
+
+def _value(options: Mapping[str, Any], name: str) -> Any:
+    table, _, option = name.rpartition(".")
+    return (options.get(table, {}) if table else options).get(option)

@@ -1,0 +1,112 @@
+"""Every storage from its creation to its end: what tensors occupy, and what was computed meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from twostage.memory.allocator import CachingAllocator
+
+_ATEN = torch.ops.aten
+_DEVICE, _VALUE = torch.ops.prim.device.default, _ATEN._local_scalar_dense.default
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    flops: int = sdpa_flop_count(query.shape, key.shape, value.shape)
+    return flops
+
+
+def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    flops: int = sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    return flops
+
+
+# Attention on the CPU is the one that torch has no formula for.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+class StorageTrace(TorchDispatchMode):
+    """Within it, each operation's results are followed until nothing holds them. Views count once, with their storage.
+
+    What an operation needs for itself while it runs is not seen. It works for real tensors and for fake ones; a fake
+    tensor that is asked for its value says 1.
+
+    Attributes:
+        current: bytes of all storages that are alive.
+        peak: the most since `begin`.
+        flops: floating-point operations since `begin`, two for each multiplication and addition: matrix products,
+            convolutions and attention.
+        half_flops: those of them in bfloat16 or float16.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = self.peak = self.flops = self.half_flops = 0
+        self._alive: dict[int, tuple[Any, int]] = {}
+        self._allocator = CachingAllocator()
+
+    def begin(self) -> None:
+        """Measure from here, as if what is alive had been brought to an empty card just now, piece by piece."""
+        gc.collect()  # What only cycles still hold would be measured or not, as chance has it.
+        self.peak, self.flops, self.half_flops = self.current, 0, 0
+        self._allocator = CachingAllocator()
+        for key, (_, size) in self._alive.items():
+            self._allocator.allocate(key, size)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that a card's caching allocator would hold at the peak since `begin`."""
+        return self._allocator.reserved
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made before."""
+        for tensor in tensors:
+            self._see(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked, and look at what came of it."""
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # Asked for more often than all else; the way through all modes takes longer.
+        if func is _VALUE and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self._see(out)
+        elif isinstance(out, tuple | list):
+            for part in out:
+                if isinstance(part, Tensor):
+                    self._see(part)
+        if formula := _FLOPS.get(func._overloadpacket):
+            flops = int(formula(*args, **kwargs, out_val=out))
+            self.flops += flops
+            if args[0].dtype.itemsize == 2:
+                self.half_flops += flops
+        return out
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive or not size:
+            return
+        self._alive[key] = weakref.ref(storage, lambda _: self._forget(key)), size
+        self._allocator.allocate(key, size)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def _forget(self, key: int) -> None:
+        _, size = self._alive.pop(key)
+        self._allocator.release(key)
+        self.current -= size

@@ -1,0 +1,104 @@
+"""What a run takes, before it runs and without a card: memory by phase, time, disk; and what would make it fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from twostage.display import Display
+from twostage.errors import UserError
+from twostage.memory.ladder import Standing, climb
+from twostage.planning.cards import Card, known_cards
+from twostage.planning.outlined import outline_base
+from twostage.planning.rehearsal import Phase, Rehearsed, Work, rehearse
+from twostage.planning.room import GIB, Room, card_needs, fits, read_size, room
+from twostage.recipe import Recipe
+
+__all__ = ["GIB", "Card", "Phase", "Plan", "Planned", "card_needs", "fits", "known_cards", "plan", "read_size"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A rung of the ladder, simulated.
+
+    Attributes:
+        standing: the recipe there.
+        rehearsed: what it takes; None above the first rung that fits.
+        slower: training's operations, as a multiple of those of the recipe as it is.
+    """
+
+    standing: Standing
+    rehearsed: Rehearsed | None = None
+    slower: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        rehearsed: the recipe as it is.
+        room: beside the card.
+        ladder: the rungs, the ground among them; empty where nobody asked.
+        chosen: the first rung that fits; None where nobody asked, or none does.
+        trains: whether this package can train the base, or only knows its size.
+    """
+
+    rehearsed: Rehearsed
+    room: Room
+    ladder: list[Planned]
+    chosen: Planned | None
+    trains: bool
+
+
+def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None) -> Plan:
+    """Predict what a run of the recipe takes.
+
+    Args:
+        recipe: its base is 'pocket', a folder, or known by name; see `outline_base`.
+        vram: bytes of the card it is to fit; with it, the ladder is climbed.
+        display: for progress.
+
+    Raises:
+        UserError: the base is not known.
+    """
+    base = outline_base(recipe.base)
+    rehearsed, ladder, chosen = rehearse(recipe), [], None
+    standings = list(climb(recipe)) if vram else []
+    with (display or Display()).progress("ladder", len(standings)) as update:
+        for number, standing in enumerate(standings, 1):
+            if chosen is None:
+                found = rehearse(standing.recipe) if standing.changes else rehearsed
+                ladder.append(Planned(standing, found, _training(found).flops / _training(rehearsed).flops))
+                chosen = ladder[-1] if vram and fits(found.decisive, vram) == "yes" else None
+            else:
+                ladder.append(Planned(standing))
+            update(number)
+    side = recipe.data.resolution or base.resolution
+    return Plan(rehearsed, room(recipe, rehearsed, side), ladder, chosen, base.trains)
+
+
+def smallest_card(ladder: list[Planned]) -> int:
+    """GiB of the smallest card that some rung fits as a rule."""
+    return min(math.ceil(card_needs(rung.rehearsed.decisive)[1]) for rung in ladder if rung.rehearsed)
+
+
+def check_fits(planned: Plan, vram: str) -> None:
+    """Refuse a card that no rung fits.
+
+    Raises:
+        UserError: naming the smallest that would do.
+    """
+    if planned.ladder and planned.chosen is None:
+        raise UserError(
+            f"--vram {vram}: nothing on the ladder makes this fit; the smallest card that would do has "
+            f"{smallest_card(planned.ladder)}GB"
+        )
+
+
+def _training(rehearsed: Rehearsed) -> Work:
+    total = Work()
+    for phase in rehearsed.phases:
+        if phase.unit == "step":
+            total += phase.work.times(phase.count)
+    return total

@@ -1,0 +1,142 @@
+"""A base of which there is nothing but its configuration, and training examples for it: shapes and no values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from twostage.errors import UserError
+from twostage.families import Base, known_families, load_base
+from twostage.memory.simulator import without_values
+from twostage.method.examples import Batch, Examples
+from twostage.planning import sdxl
+from twostage.recipe_errors import nearest
+from twostage.subject.tokens import Placeholder, Placeholders
+
+_BASES = Path(__file__).parent / "bases"
+
+
+class OutlinedBase(Base):
+    """A base whose nets occupy what they would, within a simulation, and hold no values."""
+
+    def _component(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = (
+                _Tokenizer(self.max_tokens) if name == "tokenizer" else without_values(self.outline(name))
+            )
+        return self._loaded[name]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it can be trained, or its size is all that is known."""
+        return self.family is not sdxl
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens the text encoder reads of a prompt."""
+        return int(self._config("text_encoder")["max_position_embeddings"])
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the text encoder's embedding table."""
+        return int(self._config("text_encoder")["vocab_size"])
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return int(self._config("vae")["latent_channels"])
+
+    def _config(self, name: str) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads((self.folder / name / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read the configuration of {name} in {self.folder} ({error}); get it anew"
+            ) from error
+        return config
+
+
+def known_bases() -> dict[str, Path]:
+    """Folders with the configurations of bases that are known by name, by each of their names."""
+    found = {}
+    for folder in sorted(path.parent for path in _BASES.glob("*/names.json")):
+        for name in json.loads((folder / "names.json").read_text(encoding="utf-8")):
+            found[name] = folder
+    return found
+
+
+def outline_base(name: str) -> OutlinedBase:
+    """A base's configuration, without its weights.
+
+    Args:
+        name: one of `known_bases`, 'pocket', or a diffusers folder.
+
+    Raises:
+        UserError: it is neither, or its family is not known.
+    """
+    known = known_bases()
+    if name not in known:
+        if name != "pocket" and not Path(name).expanduser().exists():
+            raise UserError(
+                f"base {name!r} is no folder here, and not known by name{nearest(name, list(known)) or ';'} "
+                f"known are pocket, {', '.join(known)}; of others, give the folder"
+            )
+        base = load_base(name)
+        return OutlinedBase(base.source, base.folder, base.family, base.resolution, base.reduction)
+    folder = known[name]
+    pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    family = {**known_families(), sdxl.PIPELINE: sdxl}[pipeline]
+    return OutlinedBase(name, folder, family, *family.resolution(folder))
+
+
+def outline_placeholders(base: OutlinedBase, names: list[tuple[str, int]]) -> Placeholders:
+    """Tokens that stand for rows of the table: name and number of vectors of each.
+
+    Rows it has already take the place of new ones; those would add their own few kilobytes to it.
+    """
+    each, row = [], base.vocabulary - sum(vectors for _, vectors in names)
+    start = row
+    for name, vectors in names:
+        tokens = [name, *(f"{name}_{number}" for number in range(1, vectors))]
+        each.append(Placeholder(name, list(range(row, row + vectors)), tokens, start, start))
+        row += vectors
+    return Placeholders(tuple(each))
+
+
+@dataclass(frozen=True)
+class OutlinedExamples(Examples):
+    """Examples whose batches have the shape of a real one's, and no values.
+
+    Attributes:
+        shape: of a latent, (C, h, w).
+        prompts: that samples come with, in turn.
+    """
+
+    shape: tuple[int, int, int] = (0, 0, 0)
+    prompts: tuple[str, ...] = ()
+
+    def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
+        """As in `Examples`."""
+        size = len(rows)
+        return Batch(
+            torch.zeros(size, *self.shape),
+            torch.zeros(size, *self.shape),
+            torch.zeros(size, dtype=torch.int64),
+            [self.prompts[row % len(self.prompts)] for row in rows],
+            address=(self.seed, stage, step, rows.start),
+        )
+
+
+class _Tokenizer:
+    """Says of every prompt that it has as many tokens as the text encoder reads."""
+
+    def __init__(self, model_max_length: int) -> None:
+        self.model_max_length = model_max_length
+
+    def __call__(self, prompts: list[str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=torch.zeros(len(prompts), self.model_max_length, dtype=torch.int64))

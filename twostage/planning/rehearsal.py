@@ -1,0 +1,320 @@
+"""A run without weights, photos and card: its own stages, two steps of each, on tensors that have no values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from twostage.display import Display
+from twostage.memory.simulator import simulation
+from twostage.memory.storages import StorageTrace
+from twostage.method.class_samples import ClassSamples
+from twostage.method.denoiser import LiveText, adapted_parts, whole_parts
+from twostage.method.loop import StageLoop
+from twostage.planning.outlined import OutlinedBase, OutlinedExamples, outline_base, outline_placeholders
+from twostage.recipe import Recipe, Stage
+from twostage.run_folder import RunFolder
+from twostage.session import DrawSamples, Session
+from twostage.stages import Subject, learn_denoiser, learn_embedding
+from twostage.subject.captions import all_prompts
+from twostage.subject.photos import Photo
+
+# Photos of a subject where the recipe does not say.
+_PHOTOS = 4
+# Pictures that samples are drawn in batches of; see method/sampling.py.
+_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of matrix products, convolutions and attention: all, and those in half precision."""
+
+    flops: int = 0
+    half: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.half + other.half)
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.flops - other.flops, self.half - other.half)
+
+    def times(self, factor: float) -> Work:
+        return Work(round(self.flops * factor), round(self.half * factor))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a part of a run takes.
+
+    Attributes:
+        name: of the part.
+        allocated: bytes of tensors at the peak: what `torch.cuda.max_memory_allocated` says on a card.
+        reserved: bytes that torch's allocator holds for them.
+        work: of one unit.
+        count: units there are.
+        unit: "step", "picture" or "checkpoint".
+    """
+
+    name: str
+    allocated: int
+    reserved: int
+    work: Work
+    count: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a stage writes.
+
+    Attributes:
+        steps: it has.
+        files: bytes of each of a checkpoint's files.
+        result: bytes of what it leaves in the run folder.
+    """
+
+    steps: int
+    files: tuple[int, ...]
+    result: int
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """A run's phases in their order, and what its stages write.
+
+    Attributes:
+        phases: those that the recipe has.
+        saved: by each stage.
+        largest_part: bytes of the largest net, as it is read from disk, float32.
+    """
+
+    phases: list[Phase]
+    saved: list[Saved]
+    largest_part: int
+
+    @property
+    def decisive(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.reserved)
+
+
+def rehearse(recipe: Recipe) -> Rehearsed:
+    """What a run of the recipe takes, from its configuration alone.
+
+    What trains is what `train` trains: the stages, the learners, the loss, the loop and the optimizer are its own. Each
+    stage does two steps, the second with all the state that every further one has. Photos are squares.
+
+    Args:
+        recipe: its base is one that `outline_base` takes. Neither photos nor a class noun are needed.
+
+    Raises:
+        UserError: the base is not known, or the recipe does not fit it.
+    """
+    with _accelerators_forgotten(), simulation() as trace:
+        session = Rehearsal(recipe, outline_base(recipe.base), trace)
+        session.encode_photos()
+        prior = session.draw_class_images()
+        recipe = session.recipe
+        if recipe.stage1:
+            learn_embedding(session, recipe.stage1, session.base, session.subject)
+        if recipe.stage2:
+            learn_denoiser(session, recipe.stage2, session.base, session.subject, prior)
+        return Rehearsed(session.phases, session.saved, session.largest_part)
+
+
+class Rehearsal(Session):
+    """A session that writes nothing and measures what it is given to run.
+
+    Args:
+        recipe: what is run.
+        base: its base.
+        trace: of the simulation that it is in.
+
+    Attributes:
+        subject: what is taught.
+        phases, saved, largest_part: as in `Rehearsed`, of what has run.
+    """
+
+    def __init__(self, recipe: Recipe, base: OutlinedBase, trace: StorageTrace) -> None:
+        # float16 takes what bfloat16 takes, and the latter is what CPUs can autocast to.
+        precision = "no" if recipe.mixed_precision == "no" else "bf16"
+        stages = {name: _shortened(getattr(recipe, name)) for name in ("stage1", "stage2") if getattr(recipe, name)}
+        self.recipe = recipe.model_copy(update={"mixed_precision": precision, **stages})
+        self._asked = recipe
+        self.base, self._trace = base, trace
+        self.folder, self.display, self.is_main = RunFolder(Path("never written")), Display(), False
+        self.accelerator = Accelerator(cpu=True, mixed_precision=precision)
+        self.device = self.accelerator.device
+        self.reached_stage, self.has_token, self.checks, self.selection = 0, False, {}, None
+        self.attention = "sdpa"  # It keeps what the kernels of xformers keep.
+        self.phases: list[Phase] = []
+        self.saved: list[Saved] = []
+        self.largest_part = 0
+        side = (recipe.data.resolution or base.resolution) // base.reduction
+        self._latent = (base.channels, side, side)
+        self.subject = self._outline_subject()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time is not counted."""
+        yield
+
+    @torch.no_grad()
+    def encode_photos(self) -> None:
+        """The VAE reads one picture, as it reads each."""
+        recipe, vae = self.recipe, self._read("vae")
+        side = self._latent[1] * self.base.reduction
+        self._trace.begin()
+        self.base.family.encode_images(vae, torch.empty(1, 3, side, side))
+        pictures = (recipe.data.num_photos or _PHOTOS) * len(recipe.every_subject())
+        if recipe.prior.wanted and recipe.prior.source == "images":
+            pictures += recipe.prior.num_class_images
+        self._note("encode", self._work, pictures * (1 + recipe.data.flip), "picture")
+        self.base.release("vae")
+
+    def draw_class_images(self) -> ClassSamples | None:
+        """What the untouched base draws or predicts for the class, where the recipe wants that."""
+        options = self.recipe.prior
+        if not options.wanted:
+            return None
+        together = min(options.sample_batch_size, options.num_class_images)
+        nets = {name: self._read(name) for name in ("text_encoder", "unet")}
+        if options.source == "images":
+            nets["vae"] = self._read("vae")
+        self._draw(
+            f"class {options.source}",
+            nets,
+            together,
+            options.num_class_images,
+            options.num_inference_steps,
+            guided=True,
+        )
+        self.base.release("vae")
+
+        def batch(stage: int, step: int, rows: range, rows_per_step: int) -> Any:
+            return self.subject.examples.batch(stage, step, rows, rows_per_step)
+
+        return ClassSamples(self.subject.prompts[:1], batch)
+
+    def run_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module], draw_samples: DrawSamples) -> None:
+        """Two steps, and sample pictures."""
+        self.largest_part = max(self.largest_part, *(4 * _numel(net) for net in nets.values()))
+        self._trace.begin()
+        running = loop.steps()
+        next(running)
+        first = self._work
+        work = self._work - first if next(running, None) else first
+        name = f"stage {loop.stage}"
+        asked, run = (getattr(recipe, f"stage{loop.stage}") for recipe in (self._asked, self.recipe))
+        work = work.times(asked.gradient_accumulation_steps / run.gradient_accumulation_steps)
+        self._note(name, work, steps, "step")
+        due = sum(self.recipe.checkpoints.due(step) for step in range(1, steps))
+        self.phases.append(Phase(f"{name}, save", self._trace.current, self._trace.reserved, Work(), due, "checkpoint"))
+        self._note_saved(loop, steps)
+        self._draw_samples_of(name, nets, due + 1)
+        self.accelerator.free_memory()
+
+    def _draw_samples_of(self, name: str, nets: Mapping[str, nn.Module], times: int) -> None:
+        options = self.recipe.sample
+        pictures = len(options.prompts) * options.per_prompt
+        if not pictures:
+            return
+        text = nets.get("text")
+        # A text encoder that is frozen was read anew, even where training holds one; see stages.py.
+        encoder = text.text_encoder if isinstance(text, LiveText) else self._read_anew("text_encoder")
+        parts = {"unet": nets["unet"], "text_encoder": encoder, "vae": self._read_anew("vae")}
+        guided = options.guidance_scale > 1
+        self._draw(
+            f"{name}, samples", parts, min(pictures, _TOGETHER), pictures * times, options.num_inference_steps, guided
+        )
+
+    @torch.no_grad()
+    def _draw(self, name: str, nets: Mapping[str, Any], together: int, count: int, steps: int, guided: bool) -> None:
+        """A batch of pictures: one of its equal denoising steps, and what comes before and after them."""
+        family, trace, rows = self.base.family, self._trace, together * (1 + guided)
+        trace.begin()
+        with self.accelerator.autocast():
+            states = family.encode_text(self.base.tokenizer, nets["text_encoder"], [""] * rows)
+            latents = torch.empty(rows, *self._latent)
+            before = self._work
+            family.predict(nets["unet"], latents, torch.zeros(rows, dtype=torch.int64), states)
+            denoising = self._work - before
+            if "vae" in nets:
+                nets["vae"].decode(latents[:together], return_dict=False)
+        self._note(name, (self._work + denoising.times(steps - 1)).times(1 / together), count, "picture")
+
+    def _outline_subject(self) -> Subject:
+        recipe, side = self.recipe, self._latent[1] * self.base.reduction
+        phrases: list[str] = []
+        prompts: list[str] = []
+        for token, data in recipe.every_subject():
+            noun = f" {data.class_noun or 'thing'}" if token.role == "adjective" else ""
+            phrases.append(token.placeholder + noun)
+            photo = Photo(Path("photo"), None, "", (side, side))
+            prompts += all_prompts([photo], data, phrases[-1])
+        named = [(token.placeholder, token.num_vectors) for token, _ in recipe.every_subject()]
+        placeholders = outline_placeholders(self.base, named) if recipe.stage1 else None
+        examples = OutlinedExamples(
+            (), lambda index, rng: "", 1, recipe.seed, shape=self._latent, prompts=tuple(prompts)
+        )
+        return Subject([], phrases[0], list(dict.fromkeys(prompts)), placeholders, examples)
+
+    def _read(self, name: str) -> Any:
+        net = getattr(self.base, name)
+        self.largest_part = max(self.largest_part, 4 * _numel(net))
+        return net
+
+    def _read_anew(self, name: str) -> Any:
+        base = self.base
+        return getattr(type(base)(base.source, base.folder, base.family, base.resolution, base.reduction), name)
+
+    @property
+    def _work(self) -> Work:
+        return Work(self._trace.flops, self._trace.half_flops)
+
+    def _note(self, name: str, work: Work, count: int, unit: str) -> None:
+        self.phases.append(Phase(name, self._trace.peak, self._trace.reserved, work, count, unit))
+
+    def _note_saved(self, loop: StageLoop, steps: int) -> None:
+        progress = loop.progress()
+        files = tuple(_bytes(part.values()) for part in (progress.trained, progress.optimizer, progress.averaged))
+        stage2, result = self.recipe.stage2, files[0]
+        if loop.stage == 2 and stage2 and not adapted_parts(stage2):
+            result = sum(_bytes(getattr(self.base, name).parameters()) for name in whole_parts(stage2))
+        self.saved.append(Saved(steps, files, result))
+
+
+def _shortened(stage: Stage) -> Stage:
+    """Of all batches that a step adds up, the second is like all that follow."""
+    return stage.model_copy(update={"gradient_accumulation_steps": min(2, stage.gradient_accumulation_steps)})
+
+
+@contextmanager
+def _accelerators_forgotten() -> Iterator[None]:
+    """accelerate keeps its settings for the whole process: here neither those before nor ours outlast their use."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+def _numel(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,79 @@
+"""Bytes: what a card of so much memory leaves for tensors, and what a run needs beside the card."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from twostage.errors import UserError
+from twostage.planning.rehearsal import Phase, Rehearsed
+from twostage.recipe import Recipe
+
+GIB = 1 << 30
+# What a card holds beside what torch reserves, in GiB: the driver's context and the libraries' workspaces. The smaller
+# is that of lazily loaded modules and capped workspaces, the larger what published totals of Stable Diffusion 1.5
+# exceed simulated ones by, 1.3 to 1.6 (float16 and float32, ShivamShrirao/diffusers).
+OVERHEAD = (0.6, 1.5)
+# GiB of a process that has loaded torch, CUDA and the libraries: an estimate.
+_PROCESS = 2
+
+_UNITS = {"m": 1 << 20, "g": GIB, "t": 1 << 40}
+
+
+def read_size(text: str) -> int:
+    """Bytes of "8GB", "8 GiB", "8g" or "8192MB"; memory is sold in powers of two, so both mean the same.
+
+    Raises:
+        UserError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mgt])(?:i?b)?\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(f"--vram {text!r} is no size of memory; write it as 8GB, 12GB or 8192MB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def card_needs(phase: Phase) -> tuple[float, float]:
+    """GiB a card has in use in the phase, at least and as a rule: an estimate."""
+    least, usual = (phase.reserved / GIB + more for more in OVERHEAD)
+    return least, usual
+
+
+def fits(phase: Phase, vram: int) -> str:
+    """Whether a card of `vram` bytes has room: "yes", "perhaps" where little else may be on it, or "no"."""
+    least, usual = card_needs(phase)
+    return "yes" if usual * GIB <= vram else "perhaps" if least * GIB <= vram else "no"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run needs beside the card, in bytes, at most.
+
+    Attributes:
+        disk: of the run folder while it is written.
+        cache: of class images.
+        ram: of the host: an estimate.
+    """
+
+    disk: int
+    cache: int
+    ram: int
+
+
+def room(recipe: Recipe, rehearsed: Rehearsed, side: int) -> Room:
+    """What a run needs beside the card; `side` of its pictures, in pixels."""
+    checkpoints, picture = recipe.checkpoints, 3 * side * side
+    held = 0
+    for stage in rehearsed.saved:
+        due = sum(checkpoints.due(step) for step in range(1, stage.steps))
+        # A new one is written before the oldest goes.
+        held = max(held, min(due, checkpoints.keep + 1 + len(checkpoints.at)) * sum(stage.files))
+    results = sum(stage.result for stage in rehearsed.saved)
+    drawn = sum(phase.count for phase in rehearsed.phases if phase.name.endswith("samples"))
+    files = [size for stage in rehearsed.saved for size in stage.files]
+    prior = recipe.prior
+    return Room(
+        disk=held + results + 2 * drawn * picture,  # Each picture is on a sheet once more.
+        cache=prior.num_class_images * picture if prior.wanted and prior.source == "images" else 0,
+        # A net on its way to the card, or a checkpoint's file on its way to disk.
+        ram=_PROCESS * GIB + max(rehearsed.largest_part, *files),
+    )
