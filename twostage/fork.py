@@ -18,9 +18,6 @@ from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo
 from twostage.subject.tokens import load_embedding
 
-# Phases that a run of both stages has, and one that takes its token from another has not.
-_STAGE_1 = ("stage1",)
-
 
 @dataclass(frozen=True)
 class Parent:
@@ -78,7 +75,7 @@ class Parent:
             "run": str(self.folder.path),
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
-            "seconds": sum(self.folder.facts.get("seconds", {}).get(phase, 0.0) for phase in _STAGE_1),
+            "seconds": self.folder.facts.get("seconds", {}).get("stage1", 0.0),
             "rows_sha256": hashlib.sha256(rows.float().contiguous().numpy().tobytes()).hexdigest(),
         }
 

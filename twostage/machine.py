@@ -29,6 +29,11 @@ def versions() -> dict[str, str]:
     return found | {"twostage": __version__}
 
 
+def usual_device() -> str:
+    """The GPU where there is one, for what is done outside of training."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def describe(device: torch.device) -> str:
     """For people: the GPU's name, or of what kind the CPU is and how many threads run on it."""
     if device.type == "cuda":

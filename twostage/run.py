@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from twostage.errors import UserError
 from twostage.export.delta import unpack
 from twostage.families import Base, load_base, load_part
 from twostage.fork import find_parent
+from twostage.machine import usual_device
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
 from twostage.method.sampling import assemble, check_steps, draw, reads_whole
@@ -200,7 +200,7 @@ def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: floa
         tuned[name] = _tune(getattr(base, name), folder, recipe, base, name, strength)
         base.release(name)  # It is the base's no more.
     pipeline = assemble(base, embedding=learned_tokens(folder, recipe) or None, **tuned)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(usual_device())
 
 
 def _check_strength(folder: RunFolder, recipe: Recipe, strength: float) -> None:

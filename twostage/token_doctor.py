@@ -6,12 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.evaluation.sheet import Row, contact_sheet
 from twostage.families import Base, load_base
+from twostage.machine import usual_device
 from twostage.method.sampling import assemble, draw
 from twostage.recipe_file import load_recipe
 from twostage.subject.encoders import Encoder
@@ -132,7 +131,7 @@ def draw_token(
     check_picture(picture)
     loaded = load_base(base)
     options = load_recipe("two-stage", base=base).sample
-    pipeline = assemble(loaded).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = assemble(loaded).to(usual_device())
     noun = " ".join(class_noun.split())
     with_text = f"a photo of a {text} {noun}".strip()
     without = f"a photo of a {noun}" if noun else "a photo"

@@ -6,13 +6,13 @@ import json
 import os
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from twostage.cache import cache_folder
 from twostage.comparing.place import Place, remove
 from twostage.display import Display
 from twostage.evaluating import FILE as EVALUATION
@@ -107,8 +107,7 @@ class Train:
             return
         shared, seconds = {}, dict(run.facts["seconds"])
         if self.token is not None:
-            stored = self.place.facts(f"{self.token}/{FINISHED}")
-            shared["stage1"] = stored["seconds"]["stage1"]
+            shared["stage1"] = run.facts["from"]["seconds"]
             seconds["stage1"] = seconds.get("stage1", 0.0) + shared["stage1"]
         if self.samples is not None:
             stored = self.place.facts(f"{self.samples}.json")
@@ -162,16 +161,9 @@ class Probe:
             images = min(prior.num_class_images, prior.sample_batch_size)
             update["prior"] = prior.model_copy(update={"num_class_images": images})
         with tempfile.TemporaryDirectory(prefix="twostage-") as temporary:
-            before = os.environ.get("TWOSTAGE_CACHE")
-            os.environ["TWOSTAGE_CACHE"] = (
-                f"{temporary}/cache"  # What is made already would look as if it cost nothing.
-            )
-            try:
+            # What is made already would look as if it cost nothing.
+            with _cache_in(Path(temporary) / "cache"):
                 folder = train(self.recipe.model_copy(update=update), Path(temporary) / "run", display=Display())
-            finally:
-                os.environ["TWOSTAGE_CACHE"] = before or str(cache_folder())
-                if before is None:
-                    del os.environ["TWOSTAGE_CACHE"]
             facts = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
             lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         seconds = dict(facts["seconds"])
@@ -185,6 +177,19 @@ class Probe:
         sampling = seconds.pop("prior", 0.0) * (prior.num_class_images / images if images else 0)
         once = sum(value for name, value in seconds.items() if name not in ("stage1", "stage2", "checks"))
         return measured | {"once": once, "prior": sampling}
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Within it, the cache is another one."""
+    before = os.environ.get("TWOSTAGE_CACHE")
+    os.environ["TWOSTAGE_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TWOSTAGE_CACHE"]
+        if before is not None:
+            os.environ["TWOSTAGE_CACHE"] = before
 
 
 def _train(recipe: Recipe, folder: Path, parent: Path | None = None) -> list[str]:

@@ -10,10 +10,9 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from twostage import __version__
 from twostage.cache import Shelf
@@ -27,18 +26,21 @@ from twostage.evaluation.material import Material, Shots
 from twostage.evaluation.metrics import measure
 from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
+from twostage.machine import usual_device
 from twostage.method.sampling import assemble, check_steps
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
-from twostage.subject.photos import Photo
-from twostage.subject.pictures import read_picture
+from twostage.subject.photos import Photo, open_mask, open_photo
 from twostage.writing import UNFINISHED, whole_file, writing
 
 from .result import Result, open_pipeline, open_run
 from .series import Drawer, Series, plan_series, read_drawn, write_picture
 
-__all__ = ["FILE", "evaluate", "evaluate_result", "open_pipeline", "open_run", "prepare_base"]
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+__all__ = ["FILE", "evaluate", "evaluate_result", "open_pipeline", "open_run"]
 
 FILE = "evaluation.json"
 _FORMAT = 1
@@ -85,10 +87,12 @@ def evaluate_result(
     suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
     unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
     sampler = _sampler(result, options)
-    for base in filter(None, [result.base]):
-        check_steps(base, sampler.num_inference_steps)
+    if result.base:
+        check_steps(result.base, sampler.num_inference_steps)
     with quiet():
-        encoders, missing, encoder_facts = load_encoders(options.encoders, pocket=result.is_pocket, device=_device())
+        encoders, missing, encoder_facts = load_encoders(
+            options.encoders, pocket=result.is_pocket, device=usual_device()
+        )
     for role, reason in missing.items() if not result.is_pocket else ():
         display.say(f"note: without {role}: {reason}")
     for note in result.notes:
@@ -131,19 +135,6 @@ def evaluate_result(
     return record
 
 
-def prepare_base(run: Path, options: Evaluation, display: Display | None = None) -> None:
-    """Draw what an evaluation of the run compares with, unless the cache has it: work that runs of a class share."""
-    result = open_run(run)
-    suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
-    unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
-    planned = plan_series(options, suite, unrelated, result.class_noun)
-    _draw_base(result, planned, _sampler(result, options), display or terminal_display())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _usual_suite(result: Result) -> str:
     return "pocket" if result.is_pocket else "recontextualization"
 
@@ -161,14 +152,7 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
     base = result.base
     if base is None:
         return {}
-    loaded: list[Any] = []
-
-    def load() -> Any:
-        if not loaded:
-            loaded.append(assemble(base).to(_device()))
-        return loaded[0]
-
-    drawer = Drawer(load, sampler, result.side, f"the base {base.source}")
+    drawer = Drawer(cache(lambda: assemble(base).to(usual_device())), sampler, result.side, f"the base {base.source}")
     drawn: dict[str, Shots] = {}
     for name, series in planned.items():
         if name == "subject" and not result.class_noun:
@@ -176,7 +160,7 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
         facts = {
             "base": base.content_hash,
             # A GPU's last bits are others, and would pass for drift where the result is drawn on the CPU.
-            "device": _device(),
+            "device": usual_device(),
             "prompts": series.filled(result.class_noun),
             "count": series.count,
             "seed": series.seed,
@@ -203,7 +187,7 @@ class _Pictures:
             "phrase": result.phrase,
             "class_noun": result.class_noun,
             "side": result.side,
-            "device": _device(),
+            "device": usual_device(),
             "sampler": [sampler.num_inference_steps, sampler.guidance_scale],
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
@@ -244,15 +228,14 @@ class _Pictures:
 
     def draw(self, strength: float, display: Display) -> tuple[dict[str, Shots], str]:
         """Every set, and the scheduler that they were drawn with."""
-        loaded: list[Any] = []
         scheduler_file = self._folder(strength) / "scheduler.txt"
 
-        def load() -> Any:
-            if not loaded:
-                loaded.append(self._result.load(strength))
-                _make_folder(scheduler_file.parent)
-                scheduler_file.write_text(type(loaded[0].scheduler).__name__, encoding="utf-8")
-            return loaded[0]
+        @cache
+        def load() -> StableDiffusionPipeline:
+            loaded = self._result.load(strength)
+            _make_folder(scheduler_file.parent)
+            scheduler_file.write_text(type(loaded.scheduler).__name__, encoding="utf-8")
+            return loaded
 
         whose = self._result.facts["name"] + (f" at strength {strength:g}" if strength != 1 else "")
         drawer = Drawer(load, self._sampler, self._result.side, whose)
@@ -316,9 +299,7 @@ def _choices(options: Evaluation, suite: Suite, planned: dict[str, Series], samp
 
 
 def _photo_shots(photos: Sequence[Photo]) -> Shots:
-    images = [read_picture(photo.path) for photo in photos]
-    masks = [read_picture(photo.mask.path).convert("L") if photo.mask else None for photo in photos]
-    return Shots(images, masks=masks)
+    return Shots([open_photo(photo) for photo in photos], masks=[open_mask(photo) for photo in photos])
 
 
 def _dump(figures: Sequence[Figure]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
-import torch
 from torch import Tensor
 
 from twostage import run as verbs
 from twostage.errors import UserError
 from twostage.families import Base, load_base
+from twostage.machine import usual_device
 from twostage.method.sampling import assemble
 from twostage.quiet import quiet
 from twostage.recipe import Data, Recipe, Sample
@@ -152,7 +152,7 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
         loaded = assemble(tuned, embedding=None if rows is None else {token: rows})
         if lora is not None:
             _load_lora(loaded, lora)
-        return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        return loaded.to(usual_device())
 
     held = find_held_out(Data(held_out=tuple(held_out)))
     seen = [] if foreign.photos is None else _without(find_photos(foreign.photos), held)

@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from twostage.evaluation.bootstrap import hierarchical
+from twostage.evaluation import bootstrap
+from twostage.evaluation.bootstrap import hierarchical, paired_difference
 from twostage.report.glossary import IDENTITY_FIGURES, ordered
 from twostage.report.reading import Measured, Run, same_choices
 
@@ -135,7 +136,8 @@ class Pool:
         """`first` less `second` (a strategy or BASE), paired; None where no two runs can be compared."""
         key = first, second, figure
         if key not in self._differences:
-            found = pooled(self._differences_of(first, second, figure))
+            mine, theirs = self._pairs_of(first, second, figure)
+            found = _estimate(paired_difference(mine, theirs, resamples=RESAMPLES), mine) if mine else None
             self._differences[key] = found
             self._differences[second, first, figure] = found and found.turned
         return self._differences[key]
@@ -215,15 +217,17 @@ class Pool:
                 found.setdefault((run.subject, 0), _values(told))
         return found
 
-    def _differences_of(self, first: str, second: str, figure: str) -> Values:
-        found: dict[Cell, list[float]] = {}
+    def _pairs_of(self, first: str, second: str, figure: str) -> tuple[Values, Values]:
+        """Values of both on the cells in which they can be compared."""
+        ours: Values = {}
+        others: Values = {}
         for cell, run in self._cells[first].items():
             other = None if second == BASE else self._cells[second].get(cell)
             theirs = run.document.base.get(figure) if second == BASE else _same_way(run, other, figure)
             mine = run.document.figures.get(figure)
             if mine and theirs and len(mine.values) == len(theirs.values):
-                found[cell] = [a - b for a, b in zip(_values(mine), _values(theirs), strict=True)]
-        return found
+                ours[cell], others[cell] = _values(mine), _values(theirs)
+        return ours, others
 
 
 def _same_way(run: Run, other: Run | None, figure: str) -> Measured | None:
@@ -241,9 +245,11 @@ FEWEST = 5
 
 def pooled(cells: Values) -> Estimate | None:
     """Mean and interval of the values of each cell by prompt; None where there is no cell."""
-    if not cells:
-        return None
-    found = hierarchical(cells, resamples=RESAMPLES)
+    return _estimate(hierarchical(cells, resamples=RESAMPLES), cells) if cells else None
+
+
+def _estimate(found: bootstrap.Estimate, cells: Values) -> Estimate:
+    """Of the values of those cells, which may be too few for an interval."""
     if sum(map(len, cells.values())) < FEWEST:
         return Estimate(found.value, None, None, len(cells))
     return Estimate(found.value, found.low, found.high, len(cells))
