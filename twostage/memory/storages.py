@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from twostage.memory.allocator import CachingAllocator
+from twostage.memory.host import TO_HOST
 
 _ATEN = torch.ops.aten
 _DEVICE, _VALUE = torch.ops.prim.device.default, _ATEN._local_scalar_dense.default
@@ -44,8 +45,10 @@ class StorageTrace(TorchDispatchMode):
     tensor that is asked for its value says 1.
 
     Attributes:
-        current: bytes of all storages that are alive.
+        current: bytes of all storages on the card that are alive.
         peak: the most since `begin`.
+        host: bytes of those that `memory.host` keeps beside the card.
+        host_peak: the most since `begin`.
         flops: floating-point operations since `begin`, two for each multiplication and addition: matrix products,
             convolutions and attention.
         half_flops: those of them in bfloat16 or float16.
@@ -53,14 +56,15 @@ class StorageTrace(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = self.peak = self.flops = self.half_flops = 0
+        self.current = self.peak = self.host = self.host_peak = self.flops = self.half_flops = 0
         self._alive: dict[int, tuple[Any, int]] = {}
+        self._on_host: dict[int, Any] = {}
         self._allocator = CachingAllocator()
 
     def begin(self) -> None:
         """Measure from here, as if what is alive had been brought to an empty card just now, piece by piece."""
         gc.collect()  # What only cycles still hold would be measured or not, as chance has it.
-        self.peak, self.flops, self.half_flops = self.current, 0, 0
+        self.peak, self.host_peak, self.flops, self.half_flops = self.current, self.host, 0, 0
         self._allocator = CachingAllocator()
         for key, (_, size) in self._alive.items():
             self._allocator.allocate(key, size)
@@ -83,7 +87,9 @@ class StorageTrace(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor):
+        if func is TO_HOST:
+            self._see_on_host(out)
+        elif isinstance(out, Tensor):
             self._see(out)
         elif isinstance(out, tuple | list):
             for part in out:
@@ -99,7 +105,7 @@ class StorageTrace(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or not size:
+        if key in self._alive or key in self._on_host or not size:
             return
         self._alive[key] = weakref.ref(storage, lambda _: self._forget(key)), size
         self._allocator.allocate(key, size)
@@ -110,3 +116,14 @@ class StorageTrace(TorchDispatchMode):
         _, size = self._alive.pop(key)
         self._allocator.release(key)
         self.current -= size
+
+    def _see_on_host(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self._on_host[key] = weakref.ref(storage, lambda _: self._forget_on_host(key, size))
+        self.host += size
+        self.host_peak = max(self.host_peak, self.host)
+
+    def _forget_on_host(self, key: int, size: int) -> None:
+        del self._on_host[key]
+        self.host -= size

@@ -1,0 +1,40 @@
+"""Tensors that wait on the host, beside the card, until they are needed on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host, with the same strides; never the tensor itself, though it may be on the CPU.
+
+    Args:
+        tensor: dense. From a GPU, the copy is in pinned memory and may still be under way: the GPU's own stream waits
+            for it, and who reads it on the CPU synchronises first.
+    """
+    kept: Tensor = TO_HOST(tensor.detach())
+    return kept
+
+
+def to_card(kept: Tensor, device: torch.device) -> Tensor:
+    """A copy of what `to_host` gave, on the card; never `kept` itself. On a GPU it comes in its stream's own time."""
+    return torch.empty_strided(kept.size(), kept.stride(), dtype=kept.dtype, device=device).copy_(
+        kept, non_blocking=True
+    )
+
+
+# An operation of its own, so that a simulation can tell what is on the host from what is on the card.
+@torch.library.custom_op("twostage::to_host", mutates_args=())
+def _to_host(tensor: Tensor) -> Tensor:
+    pinned = tensor.device.type == "cuda"
+    kept = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+    return kept.copy_(tensor, non_blocking=pinned)
+
+
+@_to_host.register_fake
+def _(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+TO_HOST = torch.ops.twostage.to_host.default
