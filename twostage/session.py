@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import accelerate
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch import nn
 
@@ -21,6 +19,7 @@ from twostage.machine import describe, peak_memory, versions
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.selfcheck import PATIENCE, SelfCheck
+from twostage.processes import start_accelerator
 from twostage.recipe import Recipe
 from twostage.run_folder import RunFolder, checkpoint_name, differences
 from twostage.selection import Selection
@@ -49,7 +48,8 @@ class Session:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
         self.recipe, self.folder = recipe, folder
-        self.accelerator = _start_accelerator(recipe, folder)
+        check_installed(recipe)
+        self.accelerator = start_accelerator(recipe, folder)
         self.is_main = self.accelerator.is_main_process
         self.tracking = Tracking(self.accelerator, recipe)
         self.display = display if self.is_main else Display()
@@ -316,26 +316,6 @@ class Session:
         peak = max(peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
-
-
-def _start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerator:
-    """One accelerator per run: the library keeps its settings for the whole process unless told to forget them."""
-    check_installed(recipe)
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    accelerator = accelerate.Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        log_with=None if recipe.report_to == "none" else recipe.report_to,
-        project_dir=folder.path,
-    )
-    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
-    if recipe.memory.step_in_backward and accelerator.num_processes > 1:
-        raise UserError(
-            f"memory.step_in_backward moves tensors before the gradients of {accelerator.num_processes} processes are "
-            "added up; train in one process, or without it"
-        )
-    return accelerator
 
 
 def _identity(photo: Photo) -> dict[str, Any]:
