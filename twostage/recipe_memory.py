@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from twostage.recipe_sections import Section, option
-from twostage.recipe_stages import Stage2
+from twostage.recipe_stages import Stage1, Stage2
 
 
 class Memory(Section):
-    """What is done with less memory than it could; by stage 2, but for `attention`, which both stages share."""
+    """What is done with less memory than it could; by stage 2, but for what says that it is of both stages."""
 
     optimizer: Literal["adamw", "adamw8bit", "adamw4bit", "adafactor"] = option(
         "adamw",
@@ -28,12 +28,45 @@ class Memory(Section):
         "result; rules out max_grad_norm and gradient_accumulation_steps.",
         flags=("fused-backward-pass",),
     )
+    optimizer_state: Literal["card", "host"] = option(
+        "card",
+        "Where the state of stage 2's optimizer waits between steps. On the host, parts of it come to the GPU as they "
+        "are needed and go back: the same bits, but for adamw with float32 weights, which then steps without torch's "
+        "fused kernels and is rounded otherwise.",
+    )
+    clip_updates: bool = option(
+        False,
+        "AdamW: divide the step of a tensor whose gradient is larger than its second moments have seen by how much "
+        "(StableAdamW, arXiv 2304.13013). Instead of max_grad_norm with step_in_backward; Adafactor always does alike.",
+    )
+    activations: Literal["card", "host"] = option(
+        "card",
+        "Where what the forward pass keeps for the backward pass waits, in both stages. On the host: the same result, "
+        "and time for copying it there and back.",
+    )
+    frozen_base: Literal["full", "8bit", "4bit"] = option(
+        "full",
+        "How the weights of a frozen U-Net are kept, in stage 1 and under an adapter: in full, or in 8 bits, or its "
+        "linear layers in 4, each made whole while its layer computes. What is learned belongs to the base in full. "
+        "Stage 1's text encoder is then kept in 8 bits.",
+    )
+    streamed: float = option(
+        0.0,
+        "Share of the weights of the U-Net's blocks that waits on the host, and is on the GPU only while a block is used, "
+        "in both stages and for samples. The same result, and time for copying there and back.",
+        ge=0,
+        le=1,
+    )
     attention: Literal["auto", "sdpa", "xformers"] = option(
         "auto",
         "Kernels of the U-Net's attention, in both stages: torch's own (sdpa), or those of xformers, where they agree "
         "with attention written out, forward and backward. Auto takes xformers on a GPU where it is installed and "
         "agrees, and says so where it is not.",
     )
+
+
+# The others are stage 2's.
+_OF_BOTH_STAGES = {"activations", "attention", "frozen_base", "streamed"}
 
 
 def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str | None:
@@ -45,16 +78,32 @@ def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str
         mixed_precision: of the recipe.
     """
     given = [
-        name for name in Memory.model_fields if name != "attention" and getattr(memory, name) != getattr(Memory(), name)
+        name
+        for name in Memory.model_fields
+        if name not in _OF_BOTH_STAGES and getattr(memory, name) != getattr(Memory(), name)
     ]
     if not given:
-        return None
+        return _streaming_conflict(memory, stage2)
     if stage2 is None:
         return (
             f"memory.{given[0]} = {_shown(getattr(memory, given[0]))} would do nothing: it is for stage 2, and there "
             "is no [stage2]"
         )
-    return _weights_conflict(memory, stage2, mixed_precision) or _step_conflict(memory, stage2, mixed_precision)
+    return (
+        _weights_conflict(memory, stage2, mixed_precision)
+        or _step_conflict(memory, stage2, mixed_precision)
+        or _streaming_conflict(memory, stage2)
+    )
+
+
+def frozen_conflict(memory: Memory, stage1: Stage1 | None, stage2: Stage2 | None) -> str | None:
+    """Why memory.frozen_base would do nothing, if it would not: one line."""
+    if memory.frozen_base == "full" or stage1 or stage2 is None or stage2.train != "unet":
+        return None
+    return (
+        f"memory.frozen_base = {memory.frozen_base!r} would do nothing: there is no [stage1], and stage2.train = 'unet' "
+        "trains the whole U-Net; leave it out, or train an adapter"
+    )
 
 
 def _weights_conflict(memory: Memory, stage2: Stage2, mixed_precision: str) -> str | None:
@@ -81,6 +130,10 @@ def _step_conflict(memory: Memory, stage2: Stage2, mixed_precision: str) -> str 
             value = getattr(stage2, name)
             if value != Stage2.model_fields[name].default:
                 return f"stage2.{name} = {value:g} would do nothing with memory.optimizer = 'adafactor'; leave it out"
+        if memory.clip_updates:
+            return (
+                "memory.clip_updates = true is for AdamW, and memory.optimizer = 'adafactor' clips anyway; leave it out"
+            )
     if not memory.step_in_backward:
         return None
     if stage2.gradient_accumulation_steps > 1:
@@ -91,11 +144,27 @@ def _step_conflict(memory: Memory, stage2: Stage2, mixed_precision: str) -> str 
     if stage2.max_grad_norm:
         return (
             f"memory.step_in_backward moves tensors before the whole gradient's norm is known, and "
-            f"stage2.max_grad_norm = {stage2.max_grad_norm:g} clips it; set max_grad_norm = 0 (adafactor clips each "
-            "tensor's update by itself)"
+            f"stage2.max_grad_norm = {stage2.max_grad_norm:g} clips it; set max_grad_norm = 0 (adafactor, and AdamW "
+            "with memory.clip_updates, clip each tensor's update by itself)"
         )
     if mixed_precision == "fp16":
         return "memory.step_in_backward cannot skip a step that overflows, as mixed_precision = 'fp16' must; use 'bf16'"
+    return None
+
+
+def _streaming_conflict(memory: Memory, stage2: Stage2 | None) -> str | None:
+    if not memory.streamed or stage2 is None or stage2.train != "unet":
+        return None
+    if not memory.step_in_backward:
+        return (
+            f"memory.streamed = {memory.streamed:g} moves weights while they are on the card, and without "
+            "memory.step_in_backward the optimizer would come too late; add step_in_backward, or set streamed = 0"
+        )
+    if stage2.ema_decay:
+        return (
+            f"stage2.ema_decay = {stage2.ema_decay:g} averages weights that are not on the card with memory.streamed = "
+            f"{memory.streamed:g}; set ema_decay = 0, or streamed = 0"
+        )
     return None
 
 

@@ -34,10 +34,11 @@ def test_what_comes_back_is_the_nearest_number(quantiser: Quantiser, count: int)
 
 @pytest.mark.parametrize("quantiser", KINDS.values(), ids=KINDS)
 def test_zeros_come_back(quantiser: Quantiser) -> None:
-    codes, scales = quantiser.zeros(300, torch.device("cpu"))
-    packed, sizes = quantiser.pack(torch.zeros(300))
+    sizes = quantiser.sizes(300)
+    codes, scales = torch.full((sizes[0],), quantiser.zero, dtype=torch.uint8), torch.zeros(sizes[1])
+    packed, largest = quantiser.pack(torch.zeros(300))
     assert torch.equal(codes, packed)
-    assert torch.equal(scales, sizes)
+    assert torch.equal(scales, largest)
     assert not quantiser.unpack(codes, scales, 300).any()
 
 

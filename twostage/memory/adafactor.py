@@ -29,7 +29,7 @@ class Adafactor(TensorwiseOptimizer):
         weight_decay: decoupled, as AdamW's.
         decay: the second moments' decay at step t is 1 - t^-decay.
         clip: root mean square above which a tensor's update is scaled down to it.
-        address: see `TensorwiseOptimizer`.
+        address, on_host: see `TensorwiseOptimizer`.
     """
 
     def __init__(
@@ -41,26 +41,27 @@ class Adafactor(TensorwiseOptimizer):
         address: Sequence[int],
         decay: float = 0.8,
         clip: float = 1.0,
+        on_host: bool = False,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "decay": decay, "clip": clip}, address)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "decay": decay, "clip": clip}
+        super().__init__(groups, defaults, address, on_host)
 
     def fresh_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        if parameter.ndim < 2:
-            return {"exp_avg_sq": torch.zeros(parameter.shape, device=parameter.device)}
-        rows, columns = parameter.shape[0], math.prod(parameter.shape[1:])
-        device = parameter.device
-        return {
-            "exp_avg_sq_row": torch.zeros(rows, device=device),
-            "exp_avg_sq_col": torch.zeros(columns, device=device),
-        }
+        sizes = {"exp_avg_sq": parameter.numel()}
+        if parameter.ndim >= 2:
+            sizes = {"exp_avg_sq_row": parameter.shape[0], "exp_avg_sq_col": math.prod(parameter.shape[1:])}
+        return {name: self.room((size,), (1,), torch.float32, parameter.device).zero_() for name, size in sizes.items()}
 
     def move(
         self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], address: Sequence[int]
     ) -> None:
         # A vector is a matrix of one row, and not factored.
         weights, gradients = (t.unsqueeze(0) if t.ndim < 2 else t for t in (parameter, gradient))
-        scales = _Scales(state, weights)
+        fetched = {name: self.fetch(part, parameter.device) for name, part in state.items() if isinstance(part, Tensor)}
+        scales = _Scales(fetched, weights)
         scales.update(gradients, 1 - state["step"] ** -group["decay"])
+        for name, part in fetched.items():
+            self.put_back(state[name], part)
         squares = torch.zeros((), device=parameter.device)
         for rows in _chunks(weights):
             squares += scales.update_of(gradients, rows).square_().sum()

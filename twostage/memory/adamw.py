@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ _SMALLEST = 4096
 class AdamW(TensorwiseOptimizer):
     """torch's formula: m and v decay, both are corrected for their start at zero, decay of the weights is decoupled.
 
-    The update is computed from the moments as they are before they are quantised again.
+    The update is computed from the moments as they are before they are quantised again. Where updates are clipped, a
+    tensor's learning rate is divided by max(1, RMS of g / sqrt(v)), v corrected for its start: by how much larger its
+    gradient is than what v has seen (StableAdamW, arXiv 2304.13013, algorithm 2).
 
     Args:
-        groups: of parameters, as torch's optimizers take them.
+        groups: of parameters, as torch's optimizers take them; one with `clip_updates` has its updates clipped.
         lr, betas, eps, weight_decay: as torch's AdamW.
         bits: of the moments of tensors of at least 4096 elements: 32, 8 or 4. Others' have 32.
-        address: see `TensorwiseOptimizer`.
+        address, on_host: see `TensorwiseOptimizer`.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class AdamW(TensorwiseOptimizer):
         weight_decay: float,
         bits: int,
         address: Sequence[int],
+        on_host: bool = False,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, address)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, defaults, address, on_host)
         # Of the first and the second moment; both take 2.03 bytes a parameter in 8 bits, 1.06 in 4.
         self._quantisers: dict[str, Quantiser | None] = dict.fromkeys(_MOMENTS)
         if bits == 8:
@@ -54,9 +58,11 @@ class AdamW(TensorwiseOptimizer):
         count, device, state = parameter.numel(), parameter.device, {}
         for name, quantiser in self._quantisers_of(parameter).items():
             if quantiser:
-                state[name], state[f"{name}_scale"] = quantiser.zeros(count, device)
+                codes, scales = quantiser.sizes(count)
+                state[name] = self.room((codes,), (1,), torch.uint8, device).fill_(quantiser.zero)
+                state[f"{name}_scale"] = self.room((scales,), (1,), torch.float32, device).zero_()
             else:
-                state[name] = torch.zeros(count, device=device)
+                state[name] = self.room(parameter.shape, parameter.stride(), torch.float32, device).zero_()
         return state
 
     def move(
@@ -64,47 +70,88 @@ class AdamW(TensorwiseOptimizer):
     ) -> None:
         weights, gradients = flat(parameter, parameter), flat(gradient, parameter)
         generator = rounding_generator(parameter, address)
-        quantisers = self._quantisers_of(parameter)
-        for start in range(0, len(weights), CHUNK):
-            chunk = slice(start, min(start + CHUNK, len(weights)))
-            m, v = (_read(state, name, quantiser, chunk) for name, quantiser in quantisers.items())
+        moments = [
+            _Moment(self, name, state, quantiser, parameter)
+            for name, quantiser in self._quantisers_of(parameter).items()
+        ]
+        surprise = _surprise(gradients, moments[1], group, state["step"]) if group.get("clip_updates") else None
+        for chunk in _chunks(weights):
+            m, v = (moment.read(chunk) for moment in moments)
             values = weights[chunk].float()
-            _adamw_(values, gradients[chunk].float(), m, v, group, state["step"])
+            _adamw_(values, gradients[chunk].float(), m, v, group, state["step"], surprise)
             write(weights[chunk], values, generator)
-            for (name, quantiser), moment in zip(quantisers.items(), (m, v), strict=True):
-                _keep(state, name, quantiser, chunk, moment)
+            for moment, became in zip(moments, (m, v), strict=True):
+                moment.write(chunk, became)
 
     def _quantisers_of(self, parameter: Tensor) -> dict[str, Quantiser | None]:
         return self._quantisers if parameter.numel() >= _SMALLEST else dict.fromkeys(_MOMENTS)
 
 
-def _adamw_(weights: Tensor, gradient: Tensor, m: Tensor, v: Tensor, group: dict[str, Any], step: int) -> None:
-    """One step, in place: of the weights and of both moments, (n,) float32 each."""
+class _Moment:
+    """One moment of a parameter, read and written in float32, (n,) at a time, however and wherever it is kept."""
+
+    def __init__(
+        self, optimizer: AdamW, name: str, state: dict[str, Any], quantiser: Quantiser | None, parameter: Tensor
+    ) -> None:
+        self._optimizer, self._quantiser, self._device = optimizer, quantiser, parameter.device
+        if quantiser is None:
+            self._values = flat(state[name], parameter)
+        else:
+            self._codes, self._scales = state[name], state[f"{name}_scale"]
+
+    def read(self, chunk: slice) -> Tensor:
+        """A part of it; the state itself where that is float32 and on the card."""
+        fetch, device = self._optimizer.fetch, self._device
+        if self._quantiser is None:
+            return fetch(self._values[chunk], device)
+        codes, scales = _slices(self._quantiser, chunk)
+        count = chunk.stop - chunk.start
+        return self._quantiser.unpack(fetch(self._codes[codes], device), fetch(self._scales[scales], device), count)
+
+    def write(self, chunk: slice, values: Tensor) -> None:
+        """Keep what became of the part that was read."""
+        if self._quantiser is None:
+            self._optimizer.put_back(self._values[chunk], values)
+            return
+        parts = zip((self._codes, self._scales), _slices(self._quantiser, chunk), strict=True)
+        for (kept, own), packed in zip(parts, self._quantiser.pack(values), strict=True):
+            kept[own].copy_(packed, non_blocking=True)
+
+
+def _adamw_(
+    weights: Tensor, gradient: Tensor, m: Tensor, v: Tensor, group: dict[str, Any], step: int, surprise: Tensor | None
+) -> None:
+    """One step, in place: of the weights and of both moments, (n,) float32 each.
+
+    The learning rate is divided by `surprise`, (), on the weights' device.
+    """
     (beta1, beta2), lr = group["betas"], group["lr"]
-    weights.mul_(1 - lr * group["weight_decay"])
+    decay = lr * group["weight_decay"]
+    weights.mul_(1 - (decay if surprise is None else decay / surprise))
     m.lerp_(gradient, 1 - beta1)
     v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     denominator = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    if surprise is not None:
+        denominator.mul_(surprise)
     weights.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
 
 
-def _read(state: dict[str, Any], name: str, quantiser: Quantiser | None, chunk: slice) -> Tensor:
-    """Part of a moment in float32: a view where it is kept so."""
-    if quantiser is None:
-        part: Tensor = state[name][chunk]
-        return part
-    codes, scales = _slices(quantiser, chunk)
-    return quantiser.unpack(state[name][codes], state[f"{name}_scale"][scales], chunk.stop - chunk.start)
+def _surprise(gradients: Tensor, moment: _Moment, group: dict[str, Any], step: int) -> Tensor:
+    """max(1, RMS of g / sqrt(v)), (), where it is computed: a number of ours would wait for it."""
+    beta2, smallest = group["betas"][1], group["eps"] ** 2
+    total = torch.zeros((), device=gradients.device)
+    for chunk in _chunks(gradients):
+        square = gradients[chunk].float().square()
+        v = torch.add(moment.read(chunk) * beta2, square, alpha=1 - beta2).div_(1 - beta2**step)
+        total += square.div_(v.clamp_min_(smallest)).sum()
+    return (total / len(gradients)).sqrt_().clamp_min_(1.0)
 
 
-def _keep(state: dict[str, Any], name: str, quantiser: Quantiser | None, chunk: slice, values: Tensor) -> None:
-    if quantiser is not None:
-        codes, scales = _slices(quantiser, chunk)
-        state[name][codes], state[f"{name}_scale"][scales] = quantiser.pack(values)
+def _chunks(values: Tensor) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, len(values))) for start in range(0, len(values), CHUNK))
 
 
 def _slices(quantiser: Quantiser, chunk: slice) -> tuple[slice, slice]:
     """Where the codes and the scales of a chunk are; chunks begin at a block."""
-    bits, block = quantiser.bits, quantiser.block
-    codes = slice(chunk.start * bits // 8, -(-chunk.stop * bits // 8))
-    return codes, slice(chunk.start // block, -(-chunk.stop // block))
+    starts, stops = quantiser.sizes(chunk.start), quantiser.sizes(chunk.stop)
+    return slice(starts[0], stops[0]), slice(starts[1], stops[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,19 @@ def to_card(kept: Tensor, device: torch.device) -> Tensor:
     )
 
 
-# An operation of its own, so that a simulation can tell what is on the host from what is on the card.
+def empty_on_host(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, card: torch.device) -> Tensor:
+    """Room on the host for what is needed on `card`, without values; in pinned memory, where that is a GPU."""
+    room: Tensor = EMPTY_ON_HOST(size, stride, dtype, card.type == "cuda")
+    return room
+
+
+def wait_for_copies(card: torch.device) -> None:
+    """Return once nothing is under way between host and card, so that what waits on the host can be read there."""
+    if card.type == "cuda":
+        torch.cuda.synchronize(card)
+
+
+# Operations of their own, so that a simulation can tell what is on the host from what is on the card.
 @torch.library.custom_op("twostage::to_host", mutates_args=())
 def _to_host(tensor: Tensor) -> Tensor:
     pinned = tensor.device.type == "cuda"
@@ -37,4 +51,14 @@ def _(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-TO_HOST = torch.ops.twostage.to_host.default
+@torch.library.custom_op("twostage::empty_on_host", mutates_args=())
+def _empty_on_host(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, pinned: bool) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="cpu", pin_memory=pinned)
+
+
+@_empty_on_host.register_fake
+def _(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, pinned: bool) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
+
+
+TO_HOST, EMPTY_ON_HOST = torch.ops.twostage.to_host.default, torch.ops.twostage.empty_on_host.default

@@ -40,7 +40,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235), as the recipe says.
 
-    float32 AdamW is torch's own; weights in bfloat16 are rounded stochastically, which it cannot.
+    float32 AdamW is torch's own, but where it cannot do what is asked: round weights in bfloat16 stochastically, keep
+    its state on the host, clip updates. Ours then computes what torch's does without its fused kernels, bit for bit,
+    and either takes the other's state from a checkpoint.
 
     Args:
         parameters: by name, on their device already, float32 or bfloat16.
@@ -57,19 +59,22 @@ def build_optimizer(
         for prefix, group in groups.items()
         if group
     ]
-    kind = updates.memory.optimizer
+    memory = updates.memory
+    kind, on_host = memory.optimizer, memory.optimizer_state == "host"
     everywhere: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     if kind == "adafactor":
-        return Adafactor(split, address=updates.address, **everywhere)
+        return Adafactor(split, address=updates.address, on_host=on_host, **everywhere)
     adam: dict[str, Any] = {
         "betas": (options.adam_beta1, options.adam_beta2),
         "eps": options.adam_epsilon,
         **everywhere,
     }
-    if kind == "adamw" and all(parameter.dtype == torch.float32 for parameter in parameters.values()):
+    plain = kind == "adamw" and not on_host and not memory.clip_updates
+    if plain and all(parameter.dtype == torch.float32 for parameter in parameters.values()):
         fused = all(parameter.device.type in _FUSED for parameter in parameters.values())
         return torch.optim.AdamW(split, fused=fused, **adam)
-    return AdamW(split, bits=_BITS[kind], address=updates.address, **adam)
+    split = [group | {"clip_updates": memory.clip_updates} for group in split]
+    return AdamW(split, bits=_BITS[kind], address=updates.address, on_host=on_host, **adam)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Stage) -> LambdaLR:

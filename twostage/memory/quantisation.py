@@ -30,12 +30,15 @@ class Quantiser:
         self._numbers = _linear_numbers(bits) if linear else _dynamic_numbers(bits, signed)
         self._placed: dict[torch.device, Tensor] = {}
 
-    def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What `pack` gives for so many zeros."""
-        zero = min(range(len(self._numbers)), key=lambda code: abs(self._numbers[code]))
-        byte = zero | zero << 4 if self.bits == 4 else zero
-        codes = torch.full((-(-count * self.bits // 8),), byte, dtype=torch.uint8, device=device)
-        return codes, torch.zeros(-(-count // self.block), device=device)
+    @property
+    def zero(self) -> int:
+        """The byte of zeros."""
+        code = min(range(len(self._numbers)), key=lambda code: abs(self._numbers[code]))
+        return code | code << 4 if self.bits == 4 else code
+
+    def sizes(self, count: int) -> tuple[int, int]:
+        """Of codes and scales for so many values."""
+        return -(-count * self.bits // 8), -(-count // self.block)
 
     def pack(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of values.

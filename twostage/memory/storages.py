@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from twostage.memory.allocator import CachingAllocator
-from twostage.memory.host import TO_HOST
+from twostage.memory.host import EMPTY_ON_HOST, TO_HOST
+
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _ATEN = torch.ops.aten
 _DEVICE, _VALUE = torch.ops.prim.device.default, _ATEN._local_scalar_dense.default
@@ -44,6 +46,9 @@ class StorageTrace(TorchDispatchMode):
     What an operation needs for itself while it runs is not seen. It works for real tensors and for fake ones; a fake
     tensor that is asked for its value says 1.
 
+    Args:
+        run: operation, arguments, keyword arguments -> its result; the operation itself when not given.
+
     Attributes:
         current: bytes of all storages on the card that are alive.
         peak: the most since `begin`.
@@ -54,8 +59,9 @@ class StorageTrace(TorchDispatchMode):
         half_flops: those of them in bfloat16 or float16.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run = lambda func, args, kwargs: func(*args, **kwargs)) -> None:
         super().__init__()
+        self._run = run
         self.current = self.peak = self.host = self.host_peak = self.flops = self.half_flops = 0
         self._alive: dict[int, tuple[Any, int]] = {}
         self._on_host: dict[int, Any] = {}
@@ -86,8 +92,8 @@ class StorageTrace(TorchDispatchMode):
         if func is _VALUE and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func is TO_HOST:
+        out = self._run(func, args, kwargs)
+        if func is TO_HOST or func is EMPTY_ON_HOST:
             self._see_on_host(out)
         elif isinstance(out, Tensor):
             self._see(out)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twostage.memory.host import empty_on_host, to_card, wait_for_copies
 from twostage.memory.rounding import generator_at, round_stochastically_
 
 # Elements worked on at once: temporaries then stay below 64 MiB, however large the tensor.
@@ -25,11 +26,14 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         defaults: of what a group may set.
         address: what tells the roundings of this run and stage from others; integers of at least 0. A parameter's step
             and its place are added, so that a run that was interrupted draws what an unbroken one does.
+        on_host: the state waits beside the card, and comes to it part by part; not a bit of the result changes.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], defaults: dict[str, Any], address: Sequence[int]) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], defaults: dict[str, Any], address: Sequence[int], on_host: bool = False
+    ) -> None:
         super().__init__(groups, defaults)
-        self._address = tuple(address)
+        self._address, self._on_host = tuple(address), on_host
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._places = {parameter: place for place, parameter in enumerate(parameters)}
 
@@ -58,16 +62,47 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Make one step of one parameter; `state["step"]` counts it already."""
 
+    def room(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """For a part of the state of a parameter on `device`, without values."""
+        if self._on_host:
+            return empty_on_host(size, stride, dtype, device)
+        return torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+    def fetch(self, part: Tensor, device: torch.device) -> Tensor:
+        """A dense part of the state, to work with: itself, or a copy on the card."""
+        return to_card(part, device) if self._on_host else part
+
+    def put_back(self, part: Tensor, values: Tensor) -> None:
+        """Have a part of the state be what became of it since it was fetched."""
+        if self._on_host:
+            part.copy_(values, non_blocking=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; what waits on the host can be read there."""
+        if self._on_host:
+            for device in {parameter.device for parameter in self._places}:
+                wait_for_copies(device)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but the tensors keep their own number format, where torch's would take the parameter's."""
+        """As torch's, but the tensors keep their own number format, where torch's would take the parameter's.
+
+        It is the same wherever the state waits, and torch's AdamW's can be read too.
+        """
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         parameters = list(self._places)
         for index, entries in state_dict["state"].items():
             parameter = parameters[index]
             self.state[parameter] = {
-                name: value.to(parameter.device) if isinstance(value, Tensor) else value
+                name: self._take(value, parameter) if isinstance(value, Tensor) and name != "step" else value
                 for name, value in entries.items()
             }
+            self.state[parameter]["step"] = int(entries["step"])
+
+    def _take(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """A copy, its elements in the parameter's order where they are one for each of its own."""
+        stride = parameter.stride() if value.shape == parameter.shape else value.stride()
+        return self.room(value.shape, stride, value.dtype, parameter.device).copy_(value)
 
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
