@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.memory.activations import keeping
 from twostage.memory.attention import choose_attention, set_attention
 from twostage.memory.optimizers import Updates
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
@@ -193,8 +194,9 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     learner = EmbeddingLearner(base, placeholders, options.snr_gamma)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
-    loop = StageLoop(1, learner, source, options, session.accelerator, after_step)
     nets = {"text_encoder": base.text_encoder, "unet": base.unet}
+    updates = Updates(keeping=keeping(session.recipe.memory, nets.values(), session.device))
+    loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
     write_rows(base.text_encoder, placeholders.token_ids, rows)
@@ -224,9 +226,10 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     source = _source(subject.examples, options)
     source = Preserving(source, prior) if prior else source
     rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else {}
-    updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2))
-    loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates)
     nets = {"unet": base.unet, "text": text}
+    kept = keeping(session.recipe.memory, nets.values(), session.device)
+    updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2), kept)
+    loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
     if session.is_main:
         with session.phase("save"), quiet():

@@ -57,6 +57,10 @@ def _in_half(recipe: Recipe) -> dict[str, Any]:
     return {"mixed_precision": "bf16"} | ({"memory.weights": "bfloat16"} if whole else {})
 
 
+def _in_float16(recipe: Recipe) -> dict[str, Any]:
+    return {"mixed_precision": "fp16"} if recipe.mixed_precision == "no" else {}
+
+
 def _in_backward(recipe: Recipe) -> dict[str, Any]:
     if recipe.stage2 is None:
         return {}
@@ -83,6 +87,9 @@ def _drawn_alone(recipe: Recipe) -> dict[str, Any]:
     return {"sample.per_prompt": min(1, recipe.sample.per_prompt), **class_images}
 
 
+_BFLOAT16 = Rung("bfloat16", "updates rounded stochastically; a card that is fast at bfloat16", _in_half)
+# In its place on a card that is not.
+_FLOAT16 = Rung("float16 autocast", "the loss is scaled, and steps that overflow are skipped", _in_float16)
 AS_IT_IS = Rung("the recipe as it is", "", lambda recipe: {})
 LADDER: tuple[Rung, ...] = (
     Rung(
@@ -93,12 +100,17 @@ LADDER: tuple[Rung, ...] = (
     Rung(
         "gradient checkpointing", "none: the same result", lambda recipe: _stages(recipe, gradient_checkpointing=True)
     ),
-    Rung("bfloat16", "updates rounded stochastically; a card that is fast at bfloat16", _in_half),
+    _BFLOAT16,
     Rung("8-bit AdamW", "coarser moments", lambda recipe: {"memory.optimizer": "adamw8bit"}),
     Rung("one photo at a time, gradients added up", "rounding", _one_at_a_time),
     Rung("step in the backward pass", "no clipping of the gradient's norm", _in_backward),
     Rung("4-bit AdamW", "coarser moments still", lambda recipe: {"memory.optimizer": "adamw4bit"}),
     Rung("Adafactor", "another optimizer: no momentum", lambda recipe: {"memory.optimizer": "adafactor"}),
+    Rung(
+        "activations on the host",
+        "none: the same result; host memory",
+        lambda recipe: {"memory.activations": "host"},
+    ),
     Rung(
         "batches of one photo",
         "noisier steps: each sees less",
@@ -107,22 +119,35 @@ LADDER: tuple[Rung, ...] = (
 )
 
 
-def climb(recipe: Recipe) -> Iterator[Standing]:
-    """The recipe on each rung, from the ground up."""
+def climb(recipe: Recipe, fast_bfloat16: bool = True) -> Iterator[Standing]:
+    """The recipe on each rung, from the ground up.
+
+    Args:
+        recipe: on the ground.
+        fast_bfloat16: whether the card is fast at it; where not, it gets float16 in its place.
+    """
     yield Standing(AS_IT_IS, recipe, {})
     for rung in LADDER:
+        if rung is _BFLOAT16 and not fast_bfloat16:
+            rung = _FLOAT16
         before = recipe.model_dump()
         changes = {name: value for name, value in rung.change(recipe).items() if _value(before, name) != value}
-        if not changes:
-            continue
-        for name, value in changes.items():
-            table, _, option = name.rpartition(".")
-            (before.setdefault(table, {}) if table else before)[option] = value
-        try:
-            recipe = Recipe.model_validate(before)
-        except ValidationError:
-            continue
-        yield Standing(rung, recipe, changes)
+        changed = changed_recipe(recipe, changes) if changes else None
+        if changed is not None:
+            recipe = changed
+            yield Standing(rung, recipe, changes)
+
+
+def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe | None:
+    """A recipe with other options, given by their dotted names; None where they do not go with the rest of it."""
+    options = recipe.model_dump()
+    for name, value in changes.items():
+        table, _, option = name.rpartition(".")
+        (options.setdefault(table, {}) if table else options)[option] = value
+    try:
+        return Recipe.model_validate(options)
+    except ValidationError:
+        return None
 
 
 def _value(options: Mapping[str, Any], name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from twostage.memory.activations import Keeping
 from twostage.memory.adafactor import Adafactor
 from twostage.memory.adamw import AdamW
 from twostage.recipe import Memory, Stage
@@ -22,17 +24,19 @@ _BITS = {"adamw": 32, "adamw8bit": 8, "adamw4bit": 4}
 
 @dataclass(frozen=True)
 class Updates:
-    """How a stage's parameters are moved.
+    """How a stage's parameters are moved, and what each forward pass before that keeps where.
 
     Attributes:
         memory: optimizer, and when it steps.
         rates: peak learning rate of the parameters whose name starts so; the others have the stage's.
         address: of the stochastic roundings, (run's seed, stage).
+        keeping: what the forward pass is within.
     """
 
     memory: Memory = Memory()
     rates: Mapping[str, float] = field(default_factory=dict)
     address: tuple[int, ...] = ()
+    keeping: Keeping = nullcontext
 
 
 def build_optimizer(

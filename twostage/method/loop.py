@@ -69,7 +69,7 @@ class StageLoop:
         options: the recipe's section for the stage.
         accelerator: device, precision, processes.
         after_step: called with the step's learning rate once the parameters have moved.
-        updates: how the parameters are moved, where it is not by AdamW, all at one rate.
+        updates: how the parameters are moved, where it is not by AdamW, all at one rate; and what is kept where.
 
     Attributes:
         step: how many are done.
@@ -92,6 +92,7 @@ class StageLoop:
         learner.to(accelerator.device)
         self.trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         updates = updates or Updates()
+        self._keeping = updates.keeping
         self._optimizer = build_optimizer(self.trained, options, updates)
         # Not prepared by accelerate, which would step it once for every process.
         self._schedule = build_schedule(self._optimizer, options)
@@ -162,7 +163,8 @@ class StageLoop:
             first = (micro * accelerator.num_processes + accelerator.process_index) * size
             batch = self._source.batch(self.stage, self.step, range(first, first + size), rows_per_step)
             with accelerator.accumulate(self._learner):
-                loss = self._learner(batch.to(accelerator.device)).mean()
+                with self._keeping():
+                    loss = self._learner(batch.to(accelerator.device)).mean()
                 accelerator.backward(loss)
             total += loss.detach() / accumulated
         mean: Tensor = accelerator.reduce(total, "mean")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from twostage.display import Display
 from twostage.memory.simulator import simulation
 from twostage.memory.storages import StorageTrace
+from twostage.memory.streaming import streamed
 from twostage.method.class_samples import ClassSamples
 from twostage.method.denoiser import LiveText, adapted_parts, whole_parts
 from twostage.method.loop import StageLoop
@@ -61,6 +62,7 @@ class Phase:
         work: of one unit.
         count: units there are.
         unit: "step", "picture" or "checkpoint".
+        host: bytes of tensors that wait on the host, at most.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Phase:
     work: Work
     count: int
     unit: str
+    host: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,9 @@ class Rehearsal(Session):
         nets = {name: self._read(name) for name in ("text_encoder", "unet")}
         if options.source == "images":
             nets["vae"] = self._read("vae")
-        self._draw(
-            f"class {options.source}",
-            nets,
-            together,
-            options.num_class_images,
-            options.num_inference_steps,
-            guided=True,
-        )
+        name, share = f"class {options.source}", self.recipe.memory.streamed
+        with streamed(nets["unet"], share, self.device) if share else nullcontext():
+            self._draw(name, nets, together, options.num_class_images, options.num_inference_steps, guided=True)
         self.base.release("vae")
 
         def batch(stage: int, step: int, rows: range, rows_per_step: int) -> Any:
@@ -217,7 +215,8 @@ class Rehearsal(Session):
         work = work.times(asked.gradient_accumulation_steps / run.gradient_accumulation_steps)
         self._note(name, work, steps, "step")
         due = sum(self.recipe.checkpoints.due(step) for step in range(1, steps))
-        self.phases.append(Phase(f"{name}, save", self._trace.current, self._trace.reserved, Work(), due, "checkpoint"))
+        trace = self._trace
+        self.phases.append(Phase(f"{name}, save", trace.current, trace.reserved, Work(), due, "checkpoint", trace.host))
         self._note_saved(loop, steps)
         self._draw_samples_of(name, nets, due + 1)
         self.accelerator.free_memory()
@@ -281,7 +280,8 @@ class Rehearsal(Session):
         return Work(self._trace.flops, self._trace.half_flops)
 
     def _note(self, name: str, work: Work, count: int, unit: str) -> None:
-        self.phases.append(Phase(name, self._trace.peak, self._trace.reserved, work, count, unit))
+        trace = self._trace
+        self.phases.append(Phase(name, trace.peak, trace.reserved, work, count, unit, trace.host_peak))
 
     def _note_saved(self, loop: StageLoop, steps: int) -> None:
         progress = loop.progress()

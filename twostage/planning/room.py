@@ -74,6 +74,6 @@ def room(recipe: Recipe, rehearsed: Rehearsed, side: int) -> Room:
     return Room(
         disk=held + results + 2 * drawn * picture,  # Each picture is on a sheet once more.
         cache=prior.num_class_images * picture if prior.wanted and prior.source == "images" else 0,
-        # A net on its way to the card, or a checkpoint's file on its way to disk.
-        ram=_PROCESS * GIB + max(rehearsed.largest_part, *files),
+        # A net on its way to the card, or a checkpoint's file on its way to disk; and what waits for the card.
+        ram=_PROCESS * GIB + max(rehearsed.largest_part, *files) + max(phase.host for phase in rehearsed.phases),
     )
