@@ -16,6 +16,7 @@ from twostage.errors import UserError
 from twostage.export.delta import unpack
 from twostage.families import Base, load_base, load_part
 from twostage.fork import find_parent
+from twostage.gauge import Prediction
 from twostage.machine import usual_device
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
@@ -47,6 +48,7 @@ def train(
     *,
     resume: bool = False,
     token_from: Path | None = None,
+    prediction: Prediction | None = None,
     display: Display | None = None,
 ) -> Path:
     """Teach a base model one subject, as the recipe says.
@@ -58,6 +60,7 @@ def train(
         token_from: a run whose stage 1 is done; its token is taken, and stage 1 left out. Stage 2 begins at the base,
             whatever that run made of it, and does what it does in an unbroken run of both stages. For a new run only:
             it keeps a copy of the token.
+        prediction: of what the run takes, told beside what is measured; see `fitting.train`, which makes it fit.
         display: where progress is shown; the terminal when not given.
 
     Returns:
@@ -65,15 +68,18 @@ def train(
 
     Raises:
         UserError: something is wrong with the recipe, photos, base or output; a new run has then written nothing.
+        OutOfMemory: there is too little; what was done is saved.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was saved and the display said how to go on.
     """
-    parent = None
+    parent, folder = None, RunFolder(Path(output))
     if token_from is not None:
         if resume:
             raise UserError(f"--from is for a new run, and {output} has its token already; leave it out")
         parent = find_parent(token_from)
         recipe = parent.fork(recipe)
-    session = Session(recipe, RunFolder(Path(output)), display or terminal_display())
+    if resume:
+        recipe = folder.fitted(recipe)
+    session = Session(recipe, folder, display or terminal_display(), prediction)
     if not session.open(resume):
         return session.folder.path
     with session.phase("load"):

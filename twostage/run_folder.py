@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twostage.errors import UserError
+from twostage.memory.ladder import changed_recipe
 from twostage.method.loop import Progress, Step
 from twostage.method.sampling import grid
 from twostage.recipe import Checkpoints, Recipe
@@ -116,6 +117,20 @@ class RunFolder:
         except UserError:
             self.abandon()
             raise
+
+    def fitted(self, recipe: Recipe) -> Recipe:
+        """A recipe as this run has changed it to fit in memory, if it has.
+
+        Raises:
+            UserError: as `open`.
+        """
+        stored = self.open()
+        changed = changed_recipe(recipe, self.facts.get("plan", {}).get("changes", {}))
+        return stored if changed == stored else recipe
+
+    def refit(self, recipe: Recipe) -> None:
+        """Have the run go on with another recipe, which its checkpoints fit too."""
+        self._write_text("recipe.toml", dump_recipe(recipe))
 
     def abandon(self) -> None:
         """Take `create` back, and what a tracker has begun since."""
@@ -206,6 +221,11 @@ class RunFolder:
                 except (OSError, SafetensorError):
                     return None
         return None
+
+    def newest_place(self) -> Place | None:
+        """Stage and step of the newest checkpoint, read or not."""
+        found = self.checkpoints()
+        return _place(found[-1]) if found else None
 
     def newest_checkpoint(self) -> tuple[int, Progress] | None:
         """Stage and progress of the newest checkpoint that can be read; None where there is none."""

@@ -15,7 +15,10 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base
 from twostage.fork import Parent
-from twostage.machine import describe, peak_memory, versions
+from twostage.gauge import Prediction
+from twostage.machine import describe, versions
+from twostage.memory.heap import keep_freed_memory
+from twostage.memory_watch import MemoryWatch
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.selfcheck import PATIENCE, SelfCheck
@@ -46,7 +49,9 @@ class Session:
 
     attention = "sdpa"
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, display: Display, prediction: Prediction | None = None
+    ) -> None:
         self.recipe, self.folder = recipe, folder
         check_installed(recipe)
         self.accelerator = start_accelerator(recipe, folder)
@@ -54,6 +59,8 @@ class Session:
         self.tracking = Tracking(self.accelerator, recipe)
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.reached_stage = 0
         self.has_token = False
         self.checks: dict[str, Any] = {}
@@ -64,8 +71,7 @@ class Session:
         self._phases: list[str] = []
         self._counted = 0.0
         self._stop = StopRequest()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._memory = MemoryWatch(folder, self.device, self.display, prediction, self.is_main)
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -150,7 +156,7 @@ class Session:
                 if parent:
                     facts["from"] = parent.facts
                 self.folder.create(self.recipe, facts, parent.embeddings if parent else None)
-            self._save_facts(attention=self.attention)
+            self._save_facts(attention=self.attention, **self._memory.facts)
         if parent:
             self.accelerator.wait_for_everyone()  # All read the token from the folder.
         try:
@@ -162,11 +168,16 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time within towards `name` in run.json, and towards no phase around it."""
+        """Count the time within towards `name` in run.json, and towards no phase around it.
+
+        Raises:
+            OutOfMemory: what is within needs more than there is.
+        """
         self._count_seconds()
         self._phases.append(name)
         try:
-            yield
+            with self._memory.within(name):
+                yield
         finally:
             self._count_seconds()
             self._phases.pop()
@@ -184,7 +195,8 @@ class Session:
         """Within it, Ctrl-C and SIGTERM wait for the next step and its checkpoint; facts and trackers are kept then."""
         with stop_on_signals() as self._stop:
             try:
-                yield
+                with self._memory.within(""):
+                    yield
             except (UserError, KeyboardInterrupt):
                 if self.is_main:
                     self._save_facts()
@@ -202,10 +214,11 @@ class Session:
 
         Raises:
             UserError: the stage has taught nothing, or something else; see `SelfCheck`.
+            OutOfMemory: there was not enough for a step; the one before is saved, where it still stands.
             KeyboardInterrupt: someone asked to stop; a checkpoint was saved.
         """
         name = f"stage{loop.stage}"
-        with self.phase("checks"):
+        with self.phase("checks"), loop.gathered():
             patience = round(PATIENCE / (1 - self.recipe.data.caption_dropout))
             check = SelfCheck(loop.stage, loop.trained, nets, patience)
         check.outcome.update(self.checks.get(name, {}))
@@ -218,14 +231,14 @@ class Session:
             # Whoever stops at a checkpoint leaves without its samples.
             ends = self._look(loop, steps, draw_samples)
         with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
-            for step in [] if ends else loop.steps(check.look_at_gradients):
+            for step in [] if ends else self._memory.steps(loop, nets, check.look_at_gradients, self._save):
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
                 if stop or step.step == steps or due(step.step):
                     # The run's last step is followed by its result, which needs no optimizer state to go on from.
                     last = step.step == steps and not (loop.stage == 1 and self.recipe.stage2)
-                    if self.is_main and not last:
+                    if not last:
                         self._save(loop)
                     if stop and not last:
                         self._leave(name, step.step)
@@ -261,6 +274,8 @@ class Session:
         return int(self.accelerator.reduce(torch.tensor(float(number), device=self.device), "sum"))
 
     def _save(self, loop: StageLoop) -> None:
+        if not self.is_main:
+            return
         with self.phase("save"):
             best = self.selection.best if self.selection else None
             self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints, best)
@@ -313,7 +328,7 @@ class Session:
 
     def _save_facts(self, **facts: Any) -> None:
         self._count_seconds()  # Of phases under way too: a kill may come before they end.
-        peak = max(peak_memory(self.device), self.folder.facts.get("peak_memory_bytes", 0))
+        peak = max(self._memory.peak, self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
 

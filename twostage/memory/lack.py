@@ -1,0 +1,69 @@
+"""Out of memory: how it is recognised, and what it becomes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from twostage.errors import UserError
+
+# What the libraries say of it in errors that could be about anything else: torch's allocator on a CPU (on Linux and
+# Windows), C++ itself, and on a GPU the driver, cuBLAS and cuDNN.
+_SAID = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class OutOfMemory(UserError):
+    """There was not enough memory; what was done before is kept.
+
+    Attributes:
+        phase: of the run, by its name in run.json; "" between two of them.
+        stage: that was under way, or had been last; 0 before the first.
+        step: the last that was done, where the phase is a stage.
+        kept: the step that a resumed run goes on after; the same, unless the next one had begun to move weights.
+    """
+
+    def __init__(self, message: str, phase: str, stage: int, step: int = 0, kept: int = 0) -> None:
+        super().__init__(message)
+        self.phase, self.stage, self.step, self.kept = phase, stage, step, kept
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, of a GPU or of a CPU, and nothing else."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+
+
+@contextmanager
+def told_of_lack(phase: str, stage: int, message: str) -> Iterator[None]:
+    """Within it, a lack of memory is an `OutOfMemory` of that phase, stage and message.
+
+    Raises:
+        OutOfMemory: without the error behind it, whose traceback would keep all that had been computed.
+    """
+    lacking = False
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        lacking = True
+    if lacking:
+        raise OutOfMemory(message, phase, stage)
+
+
+def give_back() -> None:
+    """Free what nothing holds any more, so that it can be allocated anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
