@@ -46,6 +46,14 @@ def train(
             "Its tuned weights are not taken: for those, export it `--to diffusers` and make that the --base.",
         ),
     ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory to fit, as 8GB, or auto for what there is, of the GPU or else of the RAM: what the cheapest "
+            "rung of the memory ladder changes that fits, is changed, and where memory runs out, the next one's.",
+        ),
+    ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +91,12 @@ def train(
         from twostage import pushing
 
         pushing.check_push(push_to_hub)
-    finished = run.train(resolved, output, resume=resume, token_from=token_from)
+    if vram is None:
+        finished = run.train(resolved, output, resume=resume, token_from=token_from)
+    else:
+        from twostage import fitting
+
+        finished = fitting.train(resolved, output, vram, resume=resume, token_from=token_from)
     if push_to_hub:
         typer.echo(pushing.push(finished, push_to_hub))
     prompt = "a house in the style of {}" if resolved.data.learnable == "style" else "a photo of a {} on the beach"

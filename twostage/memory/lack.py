@@ -36,6 +36,10 @@ class OutOfMemory(UserError):
         super().__init__(message)
         self.phase, self.stage, self.step, self.kept = phase, stage, step, kept
 
+    def bare(self) -> OutOfMemory:
+        """The same without a traceback, whose frames hold the nets."""
+        return OutOfMemory(str(self), self.phase, self.stage, self.step, self.kept)
+
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, of a GPU or of a CPU, and nothing else."""

@@ -11,10 +11,24 @@ from twostage.memory.ladder import Standing, climb
 from twostage.planning.cards import Card, known_cards
 from twostage.planning.outlined import outline_base
 from twostage.planning.rehearsal import Phase, Rehearsed, Work, rehearse
-from twostage.planning.room import GIB, Room, card_needs, fits, read_size, room
+from twostage.planning.room import CARD, CPU, GIB, Machine, Room, card_needs, fits, read_size, room
 from twostage.recipe import Recipe
 
-__all__ = ["GIB", "Card", "Phase", "Plan", "Planned", "card_needs", "fits", "known_cards", "plan", "read_size"]
+__all__ = [
+    "CARD",
+    "CPU",
+    "GIB",
+    "Machine",
+    "Card",
+    "Phase",
+    "Plan",
+    "Planned",
+    "card_needs",
+    "fits",
+    "known_cards",
+    "plan",
+    "read_size",
+]
 
 
 @dataclass(frozen=True)
@@ -51,26 +65,27 @@ class Plan:
     trains: bool
 
 
-def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None) -> Plan:
+def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None, machine: Machine = CARD) -> Plan:
     """Predict what a run of the recipe takes.
 
     Args:
         recipe: its base is 'pocket', a folder, or known by name; see `outline_base`.
         vram: bytes of the card it is to fit; with it, the ladder is climbed.
         display: for progress.
+        machine: what has these bytes, a card or a CPU.
 
     Raises:
         UserError: the base is not known.
     """
     base = outline_base(recipe.base)
     rehearsed, ladder, chosen = rehearse(recipe), [], None
-    standings = list(climb(recipe)) if vram else []
+    standings = list(climb(recipe, machine.fast_bfloat16)) if vram else []
     with (display or Display()).progress("ladder", len(standings)) as update:
         for number, standing in enumerate(standings, 1):
             if chosen is None:
                 found = rehearse(standing.recipe) if standing.changes else rehearsed
                 ladder.append(Planned(standing, found, _training(found).flops / _training(rehearsed).flops))
-                chosen = ladder[-1] if vram and fits(found.decisive, vram) == "yes" else None
+                chosen = ladder[-1] if vram and machine.needs(found)[1] * GIB <= vram else None
             else:
                 ladder.append(Planned(standing))
             update(number)
@@ -78,21 +93,21 @@ def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None
     return Plan(rehearsed, room(recipe, rehearsed, side), ladder, chosen, base.trains)
 
 
-def smallest_card(ladder: list[Planned]) -> int:
-    """GiB of the smallest card that some rung fits as a rule."""
-    return min(math.ceil(card_needs(rung.rehearsed.decisive)[1]) for rung in ladder if rung.rehearsed)
+def smallest(ladder: list[Planned], machine: Machine = CARD) -> int:
+    """GiB of the smallest card, or memory, that some rung fits as a rule."""
+    return min(math.ceil(machine.needs(rung.rehearsed)[1]) for rung in ladder if rung.rehearsed)
 
 
-def check_fits(planned: Plan, vram: str) -> None:
-    """Refuse a card that no rung fits.
+def check_fits(planned: Plan, vram: str, machine: Machine = CARD) -> None:
+    """Refuse a card, or memory, that no rung fits.
 
     Raises:
         UserError: naming the smallest that would do.
     """
     if planned.ladder and planned.chosen is None:
         raise UserError(
-            f"--vram {vram}: nothing on the ladder makes this fit; the smallest card that would do has "
-            f"{smallest_card(planned.ladder)}GB"
+            f"--vram {vram}: nothing on the ladder makes this fit; the smallest {machine.name} that would do has "
+            f"{smallest(planned.ladder, machine)}GB"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twostage.errors import UserError
@@ -14,6 +15,9 @@ GIB = 1 << 30
 # is that of lazily loaded modules and capped workspaces, the larger what published totals of Stable Diffusion 1.5
 # exceed simulated ones by, 1.3 to 1.6 (float16 and float32, ShivamShrirao/diffusers).
 OVERHEAD = (0.6, 1.5)
+# GiB of a process that trains on a CPU, beside its tensors; and as a rule a tenth of these more, for what operations
+# take for themselves and what the heap cannot give back.
+PROCESS = (0.6, 1.0)
 # GiB of a process that has loaded torch, CUDA and the libraries: an estimate.
 _PROCESS = 2
 
@@ -42,6 +46,35 @@ def fits(phase: Phase, vram: int) -> str:
     """Whether a card of `vram` bytes has room: "yes", "perhaps" where little else may be on it, or "no"."""
     least, usual = card_needs(phase)
     return "yes" if usual * GIB <= vram else "perhaps" if least * GIB <= vram else "no"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is to fit.
+
+    Attributes:
+        name: of what is limited: "card" or "memory".
+        needs: a run -> GiB it takes of that, at least and as a rule: an estimate.
+        fast_bfloat16: whether it is fast at bfloat16.
+    """
+
+    name: str
+    needs: Callable[[Rehearsed], tuple[float, float]]
+    fast_bfloat16: bool = True
+
+
+def _needs_of_card(rehearsed: Rehearsed) -> tuple[float, float]:
+    return card_needs(rehearsed.decisive)
+
+
+def _needs_of_process(rehearsed: Rehearsed) -> tuple[float, float]:
+    """On a CPU, where the host is the card: tensors, or a net as it is read, and the process itself."""
+    tensors = max(rehearsed.largest_part, *(phase.allocated + phase.host for phase in rehearsed.phases)) / GIB
+    least, usual = PROCESS
+    return tensors + least, 1.1 * tensors + usual
+
+
+CARD, CPU = Machine("card", _needs_of_card), Machine("memory", _needs_of_process)
 
 
 @dataclass(frozen=True)
