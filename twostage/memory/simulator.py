@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from twostage.memory.shapes import RememberedShapes
 from twostage.memory.storages import StorageTrace
 
 # What autocast computes in float32 on a card and not on a CPU, of what U-Nets, VAEs and text encoders are made of.
@@ -31,11 +32,11 @@ def simulation() -> Iterator[StorageTrace]:
         take, are not in it.
     """
     with ExitStack() as modes:
-        modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        fake = modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         modes.enter_context(_card_autocast())
         modes.enter_context(_conversions_in_place())
         modes.enter_context(_collected_on_demand())
-        yield modes.enter_context(StorageTrace())
+        yield modes.enter_context(StorageTrace(RememberedShapes(fake)))
 
 
 def without_values(net: nn.Module) -> nn.Module:
