@@ -73,6 +73,25 @@ def test_the_step_in_the_backward_pass_is_the_plain_step_bit_for_bit(
     assert_same(weights(plain), weights(fused))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
+def test_a_loop_whose_state_waits_on_the_host_is_the_same_and_so_is_its_checkpoint(
+    make_loop: Any, optimizer: Any, fused: bool
+) -> None:
+    memory = Memory(optimizer=optimizer, weights="bfloat16", step_in_backward=fused)
+    host = memory.model_copy(update={"optimizer_state": "host"})
+    card, broken, resumed = make_loop(memory), make_loop(host), make_loop(host)
+    expected = list(card.steps())
+    next(broken.steps())
+    resumed.restore(broken.progress())
+    assert [step.loss for step in resumed.steps()] == [step.loss for step in expected[1:]]
+    one, other = card.progress(), resumed.progress()
+    assert_same(one.trained, other.trained)
+    assert one.optimizer.keys() == other.optimizer.keys()
+    assert_same(one.optimizer, other.optimizer)
+    assert one.numbers == other.numbers
+
+
 def test_no_gradient_outlives_its_step_and_never_are_two_there(make_loop: Any) -> None:
     loop = make_loop(Memory(step_in_backward=True))
     seen: list[int] = []

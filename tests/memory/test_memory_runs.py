@@ -97,7 +97,9 @@ def test_an_adapter_an_average_and_a_prior_go_with_each_optimizer(
         ({"weights": "bfloat16"}, {"train": "adapter"}, "mixed_precision = 'bf16'"),
         ({"weights": "bfloat16"}, {"ema_decay": 0.9}, "stand still"),
         ({"optimizer": "adafactor"}, {"adam_beta1": 0.5}, "stage2.adam_beta1 = 0.5 would do nothing"),
+        ({"optimizer": "adafactor", "clip_updates": True}, {}, "adafactor' clips anyway"),
         ({"optimizer": "adamw8bit"}, None, "there is no [stage2]"),
+        ({"optimizer_state": "host"}, None, "memory.optimizer_state = 'host' would do nothing"),
         ({"step_in_backward": True}, None, "memory.step_in_backward = true would do nothing"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from transformers.optimization import Adafactor as StockAdafactor
 from twostage.memory.adafactor import Adafactor
 from twostage.memory.adamw import AdamW
 from twostage.memory.optimizers import Updates, build_optimizer
+from twostage.memory.simulator import simulation
 from twostage.recipe import Memory, Stage2
 
 ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
@@ -26,6 +29,17 @@ def adamw(bits: int) -> Make:
 
 def adafactor(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return Adafactor([{"params": parameters}], lr=1e-3, weight_decay=0.01, address=(0, 2))
+
+
+def built(memory: Memory, **options: Any) -> Make:
+    """As a run has it."""
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        named = {str(number): parameter for number, parameter in enumerate(parameters)}
+        settings = Stage2(steps=1, learning_rate=1e-3, **options)
+        return build_optimizer(named, settings, Updates(memory, {}, (0, 2)))
+
+    return make
 
 
 def parameters_of(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -145,6 +159,122 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, _ = after(adafactor, parameters_of(shapes))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+# The state on the host
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adamw4bit", "adafactor"])
+def test_where_the_state_waits_changes_no_bit_and_not_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, optimizer: Any, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("twostage.memory.adamw.CHUNK", 1024)
+    settings = {"optimizer": optimizer, "clip_updates": optimizer == "adamw"}  # Else torch's own on the card.
+    card, one = after(built(Memory(**settings)), parameters_of(SHAPES, dtype))
+    host, other = after(built(Memory(optimizer_state="host", **settings)), parameters_of(SHAPES, dtype))
+    assert all(torch.equal(a, b) for a, b in zip(card, host, strict=True))
+    saved, kept = (optimizer.state_dict()["state"] for optimizer in (one, other))
+    for index, entries in saved.items():
+        assert entries.keys() == kept[index].keys()
+        for name, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(kept[index][name]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adamw4bit", "adafactor"])
+def test_between_steps_nothing_of_a_state_on_the_host_is_on_the_card(optimizer: Any) -> None:
+    with simulation() as trace:
+        parameter = nn.Parameter(torch.empty(1280, 1280, 3, 3))  # 14.7 million: 56 MiB for each float32 copy.
+        moved = built(Memory(optimizer=optimizer, optimizer_state="host"))([parameter])
+        parameter.grad = torch.empty_like(parameter)
+        before = trace.current
+        for _ in range(2):
+            moved.step()
+            assert trace.current - before < 4096  # A quantiser's numbers.
+            assert trace.peak - before <= 64 << 20
+        assert trace.host == state_bytes(moved)
+
+
+def test_adamw_on_the_host_goes_on_from_torchs_state_and_torchs_from_its() -> None:
+    torchs = partial(torch.optim.AdamW, foreach=False, **ADAM)
+    ours = built(Memory(optimizer_state="host"), weight_decay=ADAM["weight_decay"])
+    for first, then in ((torchs, ours), (ours, torchs)):
+        parameters = parameters_of(SHAPES)
+        _, optimizer = after(first, parameters)
+        copies = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+        other = then(copies)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for group in parameters, copies:
+            for number, parameter in enumerate(group):
+                parameter.grad = torch.full_like(parameter, 10.0**-number)
+        optimizer.step()
+        other.step()
+        assert all(torch.equal(one, two) for one, two in zip(parameters, copies, strict=True))
+
+
+def test_a_state_read_from_a_checkpoint_serves_weights_in_another_memory_format() -> None:
+    turned = [nn.Parameter(p.detach().to(memory_format=torch.channels_last)) for p in parameters_of(((64, 32, 3, 3),))]
+    make = built(Memory(optimizer_state="host"))
+    _, optimizer = after(make, turned)
+    resumed = make(turned)
+    state = copy.deepcopy(optimizer.state_dict())
+    for name in ("exp_avg", "exp_avg_sq"):
+        state["state"][0][name] = state["state"][0][name].contiguous()
+    resumed.load_state_dict(state)
+    for moved in (optimizer, resumed):
+        turned[0].grad = torch.ones_like(turned[0])
+        moved.step()
+    one, other = (moved.state[turned[0]]["exp_avg"] for moved in (optimizer, resumed))
+    assert torch.equal(one, other)
+    assert other.stride() == turned[0].stride()
+
+
+# Clipping of updates
+
+
+def test_clipped_updates_are_those_of_the_paper() -> None:
+    """Algorithm 2 of arXiv 2304.13013, written out."""
+    beta1, beta2 = ADAM["betas"]
+    lr, eps, decay = ADAM["lr"], ADAM["eps"], ADAM["weight_decay"]
+
+    def stable(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        class Stable(torch.optim.Optimizer):
+            @torch.no_grad()
+            def step(self, closure: Any = None) -> None:
+                for parameter in parameters:
+                    state, gradient = self.state[parameter], parameter.grad
+                    assert gradient is not None
+                    t = state["t"] = state.get("t", 0) + 1
+                    state["v"] = beta1 * state.get("v", 0) + (1 - beta1) * gradient
+                    state["u"] = beta2 * state.get("u", 0) + (1 - beta2) * gradient**2
+                    v, u = state["v"] / (1 - beta1**t), state["u"] / (1 - beta2**t)
+                    rms = (gradient**2 / u.clamp_min(eps**2)).mean().sqrt()
+                    rate = lr / rms.clamp_min(1.0)
+                    parameter.sub_(rate * decay * parameter + rate * v / (u.sqrt() + eps))
+
+        return Stable(parameters, {})
+
+    ours, _ = after(built(Memory(clip_updates=True), weight_decay=decay), parameters_of(SHAPES))
+    theirs, _ = after(stable, parameters_of(SHAPES))
+    plain, _ = after(adamw(32), parameters_of(SHAPES))
+    assert gap(ours, theirs, parameters_of(SHAPES)) < 1e-5
+    assert gap(plain, theirs, parameters_of(SHAPES)) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adamw4bit"])
+def test_a_gradient_far_larger_than_those_before_it_moves_weights_less_far_where_updates_are_clipped(
+    optimizer: Any,
+) -> None:
+    ways = []
+    for clipped in (False, True):
+        (parameter,) = parameters_of(((64, 64),))
+        moved, draws = built(Memory(optimizer=optimizer, clip_updates=clipped))([parameter]), torch.Generator()
+        for factor in (*[1.0] * 20, 100.0):
+            before = parameter.detach().clone()
+            parameter.grad = torch.randn(parameter.shape, generator=draws) * factor
+            moved.step()
+        ways.append(float((parameter.detach() - before).norm()))
+    assert ways[1] < 0.3 * ways[0]
 
 
 # Learning

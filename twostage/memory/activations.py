@@ -28,7 +28,7 @@ def keeping(memory: Memory, nets: Iterable[nn.Module], card: torch.device) -> Ke
         nets: all that the forward pass asks, whether it trains or not.
         card: the device it runs on.
     """
-    return KeptOnHost(nets, card) if memory.activations == "host" else nullcontext
+    return KeptOnHost(nets, card, _SMALLEST) if memory.activations == "host" else nullcontext
 
 
 class KeptOnHost:
@@ -43,7 +43,7 @@ class KeptOnHost:
         smallest: storage that goes, in bytes.
     """
 
-    def __init__(self, nets: Iterable[nn.Module], card: torch.device, smallest: int = _SMALLEST) -> None:
+    def __init__(self, nets: Iterable[nn.Module], card: torch.device, smallest: int) -> None:
         self._nets, self._card, self._smallest = tuple(nets), card.type, smallest
 
     def __call__(self) -> AbstractContextManager[Any]:

@@ -95,6 +95,9 @@ class _Moment:
     ) -> None:
         self._optimizer, self._quantiser, self._device = optimizer, quantiser, parameter.device
         if quantiser is None:
+            if state[name].stride() != parameter.stride():  # As it was in a checkpoint.
+                room = optimizer.room(parameter.shape, parameter.stride(), torch.float32, parameter.device)
+                state[name] = room.copy_(state[name])
             self._values = flat(state[name], parameter)
         else:
             self._codes, self._scales = state[name], state[f"{name}_scale"]

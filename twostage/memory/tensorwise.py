@@ -94,15 +94,10 @@ class TensorwiseOptimizer(torch.optim.Optimizer):
         for index, entries in state_dict["state"].items():
             parameter = parameters[index]
             self.state[parameter] = {
-                name: self._take(value, parameter) if isinstance(value, Tensor) and name != "step" else value
+                name: self.room(value.shape, value.stride(), value.dtype, parameter.device).copy_(value)
                 for name, value in entries.items()
-            }
-            self.state[parameter]["step"] = int(entries["step"])
-
-    def _take(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """A copy, its elements in the parameter's order where they are one for each of its own."""
-        stride = parameter.stride() if value.shape == parameter.shape else value.stride()
-        return self.room(value.shape, stride, value.dtype, parameter.device).copy_(value)
+                if name != "step"
+            } | {"step": int(entries["step"])}
 
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
