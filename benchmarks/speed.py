@@ -4,18 +4,23 @@
     python benchmarks/speed.py runs/speed --peer ../diffusers --json benchmarks/results/speed.json
     python benchmarks/random_sd15.py runs/sd15 --size sd15
     python benchmarks/speed.py runs/speed-sd15 --peer ../diffusers --base runs/sd15 --resolution 256 --batch 1 \\
-        --steps 5 --warm-up 2 --rounds 1
+        --steps 8 --warm-up 2 --apart dreambooth --json benchmarks/results/speed_sd15.json
+    python benchmarks/speed.py runs/speed-gpu --peer ../diffusers --base runs/sd15 --resolution 512 --batch 1 \\
+        --precision bf16 --best --json benchmarks/results/speed_gpu.json
 
 Both train on the same base, photos, resolution, batch, precision, steps and AdamW: train_dreambooth.py and the
 `dreambooth` recipe without prior preservation, textual_inversion.py and `textual-inversion`, train_dreambooth_lora.py
-and `dreambooth-lora` at the same rank and layers. `benchmarks/stopwatch.py` notes for both, by the same hook of torch,
-when the optimizer has made each step. Seconds per step are the median time between steps after the warm-up, over all
-rounds; a ratio is the peer's median by ours. CPU seconds are those of the process on all its threads, which other work
-on the machine lengthens less. The floor is the U-Net's forward and backward pass alone, as diffusers and torch do it:
-no trainer of that U-Net can leave it out, so the peer's by the floor is the most that a ratio can be. The wall time is
-the whole command's: start, loading, encoding, training, saving. No samples are drawn, no checkpoint is saved, and our
-cache is empty at each start. --python names an interpreter that has what the scripts need (torchvision), if this one
-does not.
+and `dreambooth-lora` at the same rank and layers. With --best there is ours once more, with what we would choose
+beside: channels_last, TF32, compiled blocks. `benchmarks/stopwatch.py` notes for all, by the same hook of torch, when
+the optimizer has made each step. They take turns, a step each, so that each round sees the machine at one speed; while
+one has its turn the others sleep. A ratio is the median, over the rounds after the warm-up, of the peer's step by ours;
+its interval is the bootstrap's, 95 %. CPU seconds are those of the process on all its threads, and bytes and wall time
+those of a further run each, alone and whole: start, loading, encoding, training, saving. The floor is the U-Net's
+forward and backward pass alone, as diffusers and torch do it, in turn with the others: the peer's by the floor is what
+a trainer could reach that did nothing else, and that left the passes themselves as they are. --apart is for pairs that
+do not fit into memory together: each trainer runs whole, --rounds times in turn, and a ratio is that of the medians. No
+samples are drawn, no checkpoint is saved, and our cache is empty at each start. --python names an interpreter that has
+what the scripts need (torchvision), if this one does not.
 """
 
 from __future__ import annotations
@@ -30,31 +35,33 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peer_dreambooth import OURS, VARIANCE
 from quality import TUNING, write_report
+from turns import Program, take_turns
 
 from twostage.demo import SEEN, take_photos
 from twostage.families import load_base
 from twostage.pocket import world
 
-STOPWATCH = Path(__file__).resolve().with_name("stopwatch.py")
-ROOT = STOPWATCH.parents[1]
+BENCHMARKS = Path(__file__).resolve().parent
+ROOT = BENCHMARKS.parent
 SUBJECT = "backpack"
 RATE, RANK = 1e-5, 4
+BEST = ("--speed.channels-last", "--speed.tf32", "--speed.compile", "blocks")
 # What is measured: title, unit.
 FIGURES = {
-    "seconds_per_step": ("s/step", 1),
-    "cpu_seconds_per_step": ("CPU s/step", 1),
+    "seconds": ("s/step", 1),
+    "cpu_seconds": ("CPU s/step", 1),
     "wall_seconds": ("whole command, s", 1),
     "peak_resident_bytes": ("peak resident, GiB", 2**30),
     "peak_allocated_bytes": ("peak allocated on the GPU, GiB", 2**30),
 }
+
+Runs = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Race:
-    """What both are given."""
+    """What all are given."""
 
     folder: Path
     peer: Path
@@ -108,64 +115,54 @@ class Race:
     warm_up: int
     precision: str
 
-    def run(self, name: str, trainer: str) -> dict[str, Any]:
-        """Train once, and throw the result away."""
-        pair, output = PAIRS[name], self.folder / f"{name}-{trainer}"
-        command = self._ours(pair, output) if trainer == "twostage" else self._theirs(pair, output)
-        figures, cache = output.with_suffix(".json"), self.folder / "cache"
-        for left in (output, cache):
-            shutil.rmtree(left, ignore_errors=True)
-        interpreter = sys.executable if trainer == "twostage" else self.python
-        whole = [interpreter, str(STOPWATCH), str(figures), *command]
+    def in_turns(self, name: str, trainers: Sequence[str]) -> Runs:
+        """All of them at once, a step each."""
+        programs = {trainer: self._program(name, trainer) for trainer in trainers}
+        take_turns(list(programs.values()), self.steps, ROOT)
+        return {trainer: [self._figures(name, trainer)] for trainer in trainers}
+
+    def alone(self, name: str, trainer: str) -> dict[str, Any]:
+        """One, whole, with nothing beside it."""
+        program = self._program(name, trainer)
         load, began = os.getloadavg()[0], time.perf_counter()
-        with output.with_suffix(".log").open("w", encoding="utf-8") as log:
-            environment = os.environ | {"TWOSTAGE_CACHE": str(cache.resolve())}
-            code = subprocess.run(whole, stdout=log, stderr=log, env=environment, cwd=ROOT).returncode
+        with program.log.open("w", encoding="utf-8") as log:
+            code = subprocess.run(
+                program.command, stdout=log, stderr=log, env=dict(program.environment), cwd=ROOT
+            ).returncode
         wall = time.perf_counter() - began
         if code:
-            sys.exit(f"{' '.join(whole)}\nended with {code}; see {log.name}")
+            sys.exit(f"{' '.join(program.command)}\nended with {code}; see {program.log}")
+        return {**self._figures(name, trainer), "wall_seconds": wall, "load_average_before": load}
+
+    def _figures(self, name: str, trainer: str) -> dict[str, Any]:
+        """What the stopwatch has written; what was trained is thrown away."""
+        output = self._output(name, trainer)
+        for left in (output, output.with_suffix(".cache")):
+            shutil.rmtree(left, ignore_errors=True)
+        noted: dict[str, Any] = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+        if len(noted["seconds"]) != self.steps - 1:
+            sys.exit(f"{name}, {trainer}: {len(noted['seconds']) + 1} steps, not {self.steps}; see {output}.log")
+        for key in ("seconds", "cpu_seconds"):
+            noted[key] = noted[key][self.warm_up - 1 :]
+        return noted
+
+    def _output(self, name: str, trainer: str) -> Path:
+        return self.folder / f"{name}-{trainer.replace(' ', '-')}"
+
+    def _program(self, name: str, trainer: str) -> Program:
+        pair, output = PAIRS[name], self._output(name, trainer)
+        interpreter = sys.executable
+        if trainer == "diffusers":
+            interpreter, command = self.python, self._theirs(pair, output)
+        elif trainer == "floor":
+            command = self._floor(pair)
+        else:
+            command = self._ours(pair, output) + list(BEST if trainer == "twostage best" else ())
+        cache = output.with_suffix(".cache")
         for left in (output, cache):
             shutil.rmtree(left, ignore_errors=True)
-        noted = json.loads(figures.read_text(encoding="utf-8"))
-        if len(noted["clock"]) != self.steps:
-            sys.exit(f"{' '.join(whole)}\nmade {len(noted['clock'])} steps, not {self.steps}; see {log.name}")
-        return {
-            "pair": name,
-            "trainer": trainer,
-            "seconds_per_step": self._between(noted["clock"]),
-            "cpu_seconds_per_step": self._between(noted["cpu"]),
-            "wall_seconds": wall,
-            "load_average_before": load,
-            **{key: value for key, value in noted.items() if key.startswith("peak")},
-        }
-
-    def floor(self, name: str) -> dict[str, Any]:
-        """The U-Net alone, in this process."""
-        base = load_base(self.base)
-        unet, learns = base.unet, PAIRS[name].unet_learns
-        unet.requires_grad_(learns)
-        side, width = self.resolution // base.reduction, unet.config.cross_attention_dim
-        noisy = torch.randn(self.batch, unet.config.in_channels, side, side)
-        states = torch.randn(self.batch, 77, width, requires_grad=not learns)
-        timesteps = torch.randint(0, 1000, (self.batch,))
-        clock, processor = [], []
-        for _ in range(self.steps):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-                predicted = base.family.predict(unet, noisy, timesteps, states)
-            predicted.float().square().mean().backward()
-            unet.zero_grad()
-            states.grad = None
-            clock.append(time.perf_counter())
-            processor.append(time.process_time())
-        return {
-            "pair": name,
-            "trainer": "floor",
-            "seconds_per_step": self._between(clock),
-            "cpu_seconds_per_step": self._between(processor),
-        }
-
-    def _between(self, stamps: Sequence[float]) -> list[float]:
-        return [later - earlier for earlier, later in pairwise(stamps[self.warm_up - 1 :])]
+        whole = [interpreter, str(BENCHMARKS / "stopwatch.py"), str(output.with_suffix(".json")), *command]
+        return Program(whole, os.environ | {"TWOSTAGE_CACHE": str(cache)}, output.with_suffix(".log"))
 
     def _theirs(self, pair: Pair, output: Path) -> list[str]:
         return [
@@ -187,6 +184,13 @@ class Race:
             *("--mixed-precision", self.precision),
         ]
 
+    def _floor(self, pair: Pair) -> list[str]:
+        return [
+            *("-m", "benchmarks.floor", self.base, "--resolution", str(self.resolution), "--batch", str(self.batch)),
+            *("--steps", str(self.steps), "--precision", self.precision),
+            *(["--unet-learns"] if pair.unet_learns else []),
+        ]
+
     def _script(self, pair: Pair) -> Path:
         """The checkout's, or a copy that does not take latents of 6 channels for 3 and a variance."""
         script = self.peer / pair.script
@@ -199,39 +203,50 @@ class Race:
         return copy
 
 
-def summary(runs: list[dict[str, Any]], key: str) -> float:
-    """One number of several runs: median of times, largest of memory."""
-    if key.startswith("peak"):
-        return float(max(run[key] for run in runs))
-    values = [run[key] if isinstance(run[key], list) else [run[key]] for run in runs]
-    return float(statistics.median(value for one in values for value in one))
+def ratio(theirs: list[dict[str, Any]], ours: list[dict[str, Any]], key: str, in_turns: bool) -> list[float]:
+    """The peer's by ours, and its interval: of the rounds' ratios where they took turns, else of all steps."""
+    one, other = (np.concatenate([np.atleast_1d(run[key]) for run in runs]) for runs in (theirs, ours))
+    draws = np.random.default_rng(0)
+    places = draws.integers(len(one), size=(2000, len(one)))
+    if in_turns:
+        value, drawn = np.median(one / other), np.median((one / other)[places], axis=1)
+    else:
+        others = draws.integers(len(other), size=(2000, len(other)))
+        value = np.median(one) / np.median(other)
+        drawn = np.median(one[places], axis=1) / np.median(other[others], axis=1)
+    return [float(value), *map(float, np.percentile(drawn, (2.5, 97.5)))]
 
 
-def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each pair: what each trainer took, and the peer's by ours."""
-    rows = []
-    for name in dict.fromkeys(run["pair"] for run in runs):
-        row: dict[str, Any] = {"pair": name}
-        for trainer in dict.fromkeys(run["trainer"] for run in runs):
-            own = [run for run in runs if (run["pair"], run["trainer"]) == (name, trainer)]
-            row[trainer] = {key: summary(own, key) for key in FIGURES if key in own[0]}
-        row["ratio"] = {key: value / row["twostage"][key] for key, value in row["diffusers"].items()}
-        row["ratio_at_most"] = {key: row["diffusers"][key] / value for key, value in row.get("floor", {}).items()}
-        rows.append(row)
-    return rows
+def compare(name: str, steps: Runs, whole: Runs, in_turns: bool) -> dict[str, Any]:
+    """What each took in a step and as a whole, and the peer's by each."""
+    row: dict[str, Any] = {"pair": name, "in_turns": in_turns}
+    for trainer, runs in steps.items():
+        own = {key: float(np.median(np.concatenate([run[key] for run in runs]))) for key in ("seconds", "cpu_seconds")}
+        alone = whole.get(trainer, [])
+        own |= {"wall_seconds": statistics.median(run["wall_seconds"] for run in alone)} if alone else {}
+        own |= (
+            {key: max(run[key] for run in alone) for key in FIGURES if key.startswith("peak") and key in alone[0]}
+            if (alone)
+            else {}
+        )
+        row[trainer] = own
+        if trainer != "diffusers":
+            row[f"diffusers by {trainer}"] = {
+                key: ratio(steps["diffusers"], runs, key, in_turns) for key in ("seconds", "cpu_seconds")
+            } | {key: row["diffusers"][key] / own[key] for key in own if key not in ("seconds", "cpu_seconds")}
+    return row
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Each cell: the peer's, ours, and how many times ours the peer's is."""
-    there = [key for key in FIGURES if key in rows[0]["ratio"]]
-    print(f"\n| diffusers : twostage | {' | '.join(FIGURES[key][0] for key in there)} |\n|---|{'---|' * len(there)}")
-    for row in rows:
+def print_row(row: dict[str, Any]) -> None:
+    """A line for each that the peer is compared with."""
+    for trainer in [name.removeprefix("diffusers by ") for name in row if name.startswith("diffusers by ")]:
         cells = []
-        for key in there:
-            theirs, ours = (row[trainer][key] / FIGURES[key][1] for trainer in ("diffusers", "twostage"))
-            most = f", at most {row['ratio_at_most'][key]:.2f}" if key in row["ratio_at_most"] else ""
-            cells.append(f"{theirs:.3g} : {ours:.3g} = {row['ratio'][key]:.2f}{most}")
-        print(f"| {row['pair']} | {' | '.join(cells)} |")
+        for key, value in row[f"diffusers by {trainer}"].items():
+            theirs, ours = (row[name][key] / FIGURES[key][1] for name in ("diffusers", trainer))
+            times, *bounds = value if isinstance(value, list) else [value]
+            shown = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""
+            cells.append(f"{FIGURES[key][0]} {theirs:.3g} : {ours:.3g} = {times:.2f}{shown}")
+        print(f"{row['pair']}, diffusers : {trainer} | {' | '.join(cells)}", flush=True)
 
 
 def main() -> None:
@@ -243,33 +258,37 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm-up", type=int, default=5, help="steps not counted")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--best", action="store_true", help="ours once more, with channels_last, TF32 and compiled")
+    parser.add_argument("--apart", nargs="*", choices=PAIRS, default=[], help="pairs not to be in memory together")
+    parser.add_argument("--rounds", type=int, default=1, help="whole runs of each: wall time and memory")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    if not 1 <= given.warm_up <= given.steps - 1:
-        parser.error(f"--warm-up {given.warm_up}: leave at least one of {given.steps} steps to count")
+    if not 1 <= given.warm_up <= given.steps - 2:
+        parser.error(f"--warm-up {given.warm_up}: leave at least two of {given.steps} steps to count")
     take_photos(
         given.folder / "photos", world.sample_subject(np.random.default_rng([TUNING[SUBJECT], 2024]), SUBJECT), SEEN, 0
     )
     given.base = given.base if given.base == "pocket" else str(Path(given.base).resolve())
     settings = {key: getattr(given, key) for key in ("base", "resolution", "batch", "steps", "warm_up", "precision")}
     race = Race(given.folder.resolve(), given.peer.resolve(), given.python, **settings)
-    runs = []
-    for round_ in range(given.rounds):
-        for name in given.pairs:
-            # Whoever begins, begins the next round second: a machine that slows down slows both.
-            for trainer in ("diffusers", "twostage")[:: -1 if round_ % 2 else 1]:
-                runs.append(race.run(name, trainer))
-                step = statistics.median(runs[-1]["seconds_per_step"])
-                print(f"round {round_ + 1}, {name}, {trainer}: {step:.3f} s/step", flush=True)
-            if not torch.cuda.is_available():
-                runs.append(race.floor(name))
-    rows = compare(runs)
-    print_table(rows)
+    trainers = ["diffusers", "twostage", *(["twostage best"] if given.best else [])]
+    rows, runs = [], {}
+    for name in given.pairs:
+        whole: Runs = {}
+        for round_ in range(given.rounds):
+            for trainer in (trainers + ["floor"] * (name in given.apart))[:: -1 if round_ % 2 else 1]:
+                whole.setdefault(trainer, []).append(race.alone(name, trainer))
+        # The peer first: it is what the others are compared with.
+        ordered = {trainer: whole[trainer] for trainer in [*trainers, "floor"] if trainer in whole}
+        steps = ordered if name in given.apart else race.in_turns(name, [*trainers, "floor"])
+        rows.append(compare(name, steps, ordered, name not in given.apart))
+        runs[name] = {"whole": ordered, "steps": steps}
+        print_row(rows[-1])
     if given.json:
+        settings |= {"base": Path(given.base).name, "rounds": given.rounds, "best": given.best}
         write_report(given.json, settings=settings, method=(__doc__ or "").split("\n\n")[2], pairs=rows, runs=runs)
 
 

@@ -5,6 +5,9 @@
 
 torch calls a hook after any optimizer's step; nothing in the script is touched. Imports torch alone, so that any
 interpreter that can run the script can run this.
+
+Where the variable TURNS names two file descriptors, "READ,WRITE", the script takes turns with others: after each step
+it writes a byte and sleeps until it can read one, so that a turn is one step, and the next one begins with the byte.
 """
 
 from __future__ import annotations
@@ -22,6 +25,42 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
+class Stopwatch:
+    """Times by the clock and by the processor, on all threads.
+
+    Attributes:
+        seconds, processor: of each step but the first, from the end of the step before; where turns are taken, from the
+            begin of its turn.
+        waiting: processor time that went by while others had their turn: threads that do not sleep.
+    """
+
+    def __init__(self, turns: str) -> None:
+        self.seconds: list[float] = []
+        self.processor: list[float] = []
+        self.waiting = 0.0
+        self._turns = tuple(map(int, turns.split(","))) if turns else None
+        self._began: tuple[float, float] | None = None
+
+    def note(self, *_: Any) -> None:
+        """The optimizer has made a step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        clock, processor = time.perf_counter(), time.process_time()
+        if self._began:
+            self.seconds.append(clock - self._began[0])
+            self.processor.append(processor - self._began[1])
+        if self._turns:
+            self._wait(*self._turns)
+            self.waiting += time.process_time() - processor
+            clock, processor = time.perf_counter(), time.process_time()
+        self._began = clock, processor
+
+    def _wait(self, own: int, done: int) -> None:
+        os.write(done, b".")
+        if not os.read(own, 1):
+            sys.exit("whoever gave the turns is gone")
+
+
 def peak_resident() -> int:
     """Bytes the process has held at most. The system's own count begins before the program that is run."""
     status = Path("/proc/self/status")
@@ -33,16 +72,8 @@ def peak_resident() -> int:
 
 def main() -> None:
     output, target, *arguments = sys.argv[1:]
-    clock: list[float] = []
-    processor: list[float] = []
-
-    def note(*_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        clock.append(time.perf_counter())
-        processor.append(time.process_time())
-
-    register_optimizer_step_post_hook(note)
+    watch = Stopwatch(os.environ.pop("TURNS", ""))
+    register_optimizer_step_post_hook(watch.note)
     try:
         if target == "-m":
             sys.argv, sys.path[0] = arguments, os.getcwd()
@@ -51,7 +82,12 @@ def main() -> None:
             sys.argv, sys.path[0] = [target, *arguments], str(Path(target).parent)
             runpy.run_path(target, run_name="__main__")
     finally:
-        figures = {"clock": clock, "cpu": processor, "peak_resident_bytes": peak_resident()}
+        figures = {
+            "seconds": watch.seconds,
+            "cpu_seconds": watch.processor,
+            "cpu_seconds_waiting": watch.waiting,
+            "peak_resident_bytes": peak_resident(),
+        }
         if torch.cuda.is_available():
             figures["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
         Path(output).write_text(json.dumps(figures), encoding="utf-8")
