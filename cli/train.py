@@ -16,7 +16,7 @@ from .flags import recipe_flags
 
 
 @recipe_flags
-def train(
+def train(  # noqa: PLR0913
     recipe: Annotated[
         str,
         typer.Argument(metavar="RECIPE", help="A recipe's name (see `twostage recipe list`), TOML file or run folder."),

@@ -18,7 +18,7 @@ from twostage.gauge import Prediction, size
 from twostage.machine import compute_capability, describe, has_fast_bfloat16, room_for_tensors, usual_device
 from twostage.memory.lack import OutOfMemory, give_back
 from twostage.memory.ladder import Standing, changed_recipe, climb
-from twostage.planning import CARD, CPU, GIB, Machine, check_fits, plan, read_size
+from twostage.planning import CARD, CPU, Machine, check_fits, plan, read_size
 from twostage.planning.rehearsal import Rehearsed, rehearse
 from twostage.processes import check_bfloat16
 from twostage.recipe import Recipe

@@ -46,17 +46,11 @@ class AdamW(TensorwiseOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, defaults, address, on_host)
         # Of the first and the second moment; both take 2.03 bytes a parameter in 8 bits, 1.06 in 4.
-        self._quantisers: dict[str, Quantiser | None] = dict.fromkeys(_MOMENTS)
-        if bits == 8:
-            first, second = Quantiser(8, 256, signed=True), Quantiser(8, 256, signed=False)
-            self._quantisers = {"exp_avg": first, "exp_avg_sq": second}
-        elif bits == 4:
-            first, second = Quantiser(4, 128, signed=True), Quantiser(4, 128, signed=False, linear=True)
-            self._quantisers = {"exp_avg": first, "exp_avg_sq": second}
+        self._quantisers = moment_quantisers(bits)
 
     def fresh_state(self, parameter: Tensor) -> dict[str, Tensor]:
         count, device, state = parameter.numel(), parameter.device, {}
-        for name, quantiser in self._quantisers_of(parameter).items():
+        for name, quantiser in self.quantisers_of(parameter).items():
             if quantiser:
                 codes, scales = quantiser.sizes(count)
                 state[name] = self.room((codes,), (1,), torch.uint8, device).fill_(quantiser.zero)
@@ -72,7 +66,7 @@ class AdamW(TensorwiseOptimizer):
         generator = rounding_generator(parameter, address)
         moments = [
             _Moment(self, name, state, quantiser, parameter)
-            for name, quantiser in self._quantisers_of(parameter).items()
+            for name, quantiser in self.quantisers_of(parameter).items()
         ]
         surprise = _surprise(gradients, moments[1], group, state["step"]) if group.get("clip_updates") else None
         for chunk in _chunks(weights):
@@ -83,8 +77,19 @@ class AdamW(TensorwiseOptimizer):
             for moment, became in zip(moments, (m, v), strict=True):
                 moment.write(chunk, became)
 
-    def _quantisers_of(self, parameter: Tensor) -> dict[str, Quantiser | None]:
+    def quantisers_of(self, parameter: Tensor) -> dict[str, Quantiser | None]:
+        """What each moment of a parameter is kept by; None where it is float32."""
         return self._quantisers if parameter.numel() >= _SMALLEST else dict.fromkeys(_MOMENTS)
+
+
+def moment_quantisers(bits: int) -> dict[str, Quantiser | None]:
+    """What both moments are kept by in 8 or 4 bits; None in 32."""
+    if bits == 8:
+        return {"exp_avg": Quantiser(8, 256, signed=True), "exp_avg_sq": Quantiser(8, 256, signed=False)}
+    if bits == 4:
+        second = Quantiser(4, 128, signed=False, linear=True)
+        return {"exp_avg": Quantiser(4, 128, signed=True), "exp_avg_sq": second}
+    return dict.fromkeys(_MOMENTS)
 
 
 class _Moment:

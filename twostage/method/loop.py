@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from twostage.errors import UserError
 from twostage.memory.clipping import clip_gradients
 from twostage.memory.in_backward import StepInBackward
 from twostage.memory.optimizers import Updates, build_optimizer, build_schedule
+from twostage.memory.streaming import Streaming
+from twostage.memory.takeover import take_over
 from twostage.method.examples import Source
 from twostage.recipe import Stage
 
@@ -70,6 +72,7 @@ class StageLoop:
         accelerator: device, precision, processes.
         after_step: called with the step's learning rate once the parameters have moved.
         updates: how the parameters are moved, where it is not by AdamW, all at one rate; and what is kept where.
+        streaming: of a net that the learner asks, if some of it waits on the host; the loop ends it.
 
     Attributes:
         step: how many are done.
@@ -85,10 +88,11 @@ class StageLoop:
         accelerator: Accelerator,
         after_step: Callable[[float], None] | None = None,
         updates: Updates | None = None,
+        streaming: Streaming | None = None,
     ) -> None:
-        self.stage, self.step = stage, 0
+        self.stage, self.step, self._moving = stage, 0, False
         self._source, self._options, self._accelerator = source, options, accelerator
-        self._after_step = after_step
+        self._after_step, self._streaming = after_step, streaming
         learner.to(accelerator.device)
         self.trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         updates = updates or Updates()
@@ -119,9 +123,9 @@ class StageLoop:
 
     def _advance(self, watch: Watch) -> Step:
         started = time.perf_counter()
-        if self._in_backward:
-            self._in_backward.norms.clear()
         mean = self._accumulate_gradients()
+        if self._streaming:
+            self._streaming.rest()
         norm = self._clip()
         loss = float(mean)  # Behind the norm, so that a GPU is waited for once.
         # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
@@ -132,16 +136,28 @@ class StageLoop:
             )
         watch(self._in_backward.norms if self._in_backward else None)
         lr = float(self._optimizer.param_groups[0]["lr"])
+        self._moving = True
         if self._in_backward is None:
             self._prepared.step()
+        else:
+            self._in_backward.norms.clear()
         self._prepared.zero_grad()
         self._schedule.step()
         if self._after_step is not None:
             self._after_step(lr)
         if self._average is not None:
             self._average.step(self.trained.values())
-        self.step += 1
+        self.step, self._moving = self.step + 1, False
         return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that trains is where the last step left it: one that broke off had not begun to move it."""
+        return not self._moving and not (self._in_backward and self._in_backward.norms)
+
+    def forget_gradients(self) -> None:
+        """Free those of a step that was broken off."""
+        self._optimizer.zero_grad()
 
     def _clip(self) -> float:
         """Norm of the gradient as it was before it is clipped."""
@@ -183,8 +199,15 @@ class StageLoop:
         finally:
             self._average.restore(self.trained.values())
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within it, between steps, what is streamed is whole and on the host, to read and to write."""
+        return self._streaming.whole() if self._streaming else nullcontext()
+
     def settle(self) -> None:
-        """End the stage: what was trained becomes its average for good, where one is kept."""
+        """End the stage: what was trained becomes its average for good, where one is kept; nothing is streamed more."""
+        if self._streaming:
+            self._streaming.end()
+            self._streaming = None
         if self._average is not None:
             self._average.copy_to(self.trained.values())
 
@@ -192,8 +215,9 @@ class StageLoop:
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Have what trains take these values, by name."""
         assert weights.keys() == self.trained.keys(), "the checkpoint is of something else that trains"
-        for name, parameter in self.trained.items():
-            parameter.copy_(weights[name])
+        with self.gathered():
+            for name, parameter in self.trained.items():
+                parameter.copy_(weights[name])
 
     def progress(self) -> Progress:
         """Where the stage stands. The tensors are those in use, not copies: write them before the next step."""
@@ -208,26 +232,22 @@ class StageLoop:
             "schedule": self._schedule.state_dict(),
             "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
         }
-        trained = {name: parameter.detach() for name, parameter in self.trained.items()}
+        with self.gathered():
+            trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         average = dict(zip(self.trained, self._average.shadow_params, strict=True)) if self._average else {}
         return Progress(self.step, trained, tensors, numbers, average)
 
     @torch.no_grad()
     def restore(self, progress: Progress) -> None:
-        """Go on from where another loop with the same options stood."""
+        """Go on from where another loop stood; with the same options, bit for bit. See `take_over` for others."""
         self.put(progress.trained)
         entries: dict[int, dict[str, Any]] = {}
         for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
-        # JSON has no tuples, and AdamW's betas are one.
-        groups = [
-            {name: tuple(value) if name == "betas" else value for name, value in group.items()}
-            for group in progress.numbers["param_groups"]
-        ]
-        self._optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        take_over(self._optimizer, {"state": entries, "param_groups": progress.numbers["param_groups"]})
         self._schedule.load_state_dict(progress.numbers["schedule"])
-        if self._accelerator.scaler:
+        if self._accelerator.scaler and progress.numbers["scaler"]:
             self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
         if self._average is not None:
             for name, average in zip(self.trained, self._average.shadow_params, strict=True):
