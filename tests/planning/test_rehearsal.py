@@ -10,7 +10,8 @@ from twostage.families import Base, load_base
 from twostage.memory.storages import StorageTrace
 from twostage.planning.outlined import OutlinedBase, known_bases, outline_base
 from twostage.planning.rehearsal import Rehearsal, rehearse
-from twostage.recipe import Adapter, Prior
+from twostage.planning.room import room
+from twostage.recipe import Adapter, Memory, Prior
 from twostage.recipe_file import load_recipe, shipped_recipes
 from twostage.stages import learn_denoiser, learn_embedding
 
@@ -110,6 +111,19 @@ def test_no_recipe_grows_beyond_its_memory_budget(name):
     assert found.keys() == budget.keys()
     for stage, allocated in found.items():
         assert allocated <= 1.02 * budget[stage], stage
+
+
+def test_what_waits_on_the_host_is_counted_there_and_not_on_the_card(tiny_recipe):
+    phases, ram = {}, {}
+    for where in ("card", "host"):
+        memory = Memory(optimizer="adamw8bit", optimizer_state=where)
+        rehearsed = rehearse(tiny_recipe.model_copy(update={"memory": memory}))
+        phases[where] = _phases(rehearsed)
+        ram[where] = room(tiny_recipe, rehearsed, 16).ram
+    state = phases["host"]["stage 2, save"].host
+    assert state == rehearsed.saved[-1].files[1] > 0
+    assert phases["card"]["stage 2, save"].allocated - phases["host"]["stage 2, save"].allocated == state
+    assert ram["host"] - ram["card"] >= state
 
 
 def test_an_adapter_on_the_u_net_is_all_that_a_lora_stage_saves():
