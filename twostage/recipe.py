@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from twostage.recipe_memory import Memory, conflict
+from twostage.recipe_memory import Memory, conflict, frozen_conflict
 from twostage.recipe_sections import (
     AnotherSubject,
     Checkpoints,
@@ -142,6 +142,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _memory_goes_with_stage_2(self) -> Self:
         reason = conflict(self.memory, self.stage2, self.mixed_precision)
+        reason = reason or frozen_conflict(self.memory, self.stage1, self.stage2)
         if reason:
             raise ValueError(reason)
         return self

@@ -16,6 +16,7 @@ from twostage.errors import UserError
 from twostage.families import Base
 from twostage.memory.activations import keeping
 from twostage.memory.attention import choose_attention, set_attention
+from twostage.memory.frozen import place_frozen
 from twostage.memory.optimizers import Updates
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
 from twostage.method.class_samples import ClassSamples, Making
@@ -24,6 +25,7 @@ from twostage.method.denoiser import (
     EncodedText,
     LiveText,
     adapted_parts,
+    checkpoint_gradients,
     encode_prompts,
     keep_weights,
     open_for_training,
@@ -46,6 +48,7 @@ from twostage.subject.photos import Photo, find_photos
 from twostage.subject.tokens import (
     Placeholders,
     add_placeholder,
+    add_rows,
     check_prompts,
     check_word,
     drop_placeholder,
@@ -185,13 +188,12 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
         learned = [load_embedding(file)[1] for file in files.values()]
         write_rows(base.text_encoder, placeholders.token_ids, torch.cat(learned))
         return
-    base.text_encoder.to(session.device)
-    with quiet():
-        base.unet.to(session.device, session.frozen_dtype)
+    learner = EmbeddingLearner(base, placeholders, options.snr_gamma)  # Before anything of the table is rounded.
+    _place_frozen(session, base)
     set_attention(base.unet, session.attention)
     if options.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-    learner = EmbeddingLearner(base, placeholders, options.snr_gamma)
+        checkpoint_gradients(base.unet)
+        checkpoint_gradients(base.text_encoder)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
     nets = {"text_encoder": base.text_encoder, "unet": base.unet}
@@ -199,12 +201,31 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
+    # Stage 2 builds on the originals, not on what stage 1 may have rounded or quantised.
+    base.release("unet", "text_encoder")
+    add_rows(base.text_encoder, placeholders)
     write_rows(base.text_encoder, placeholders.token_ids, rows)
     if session.is_main:
         for name, own in placeholders.split(rows).items():
             save_embedding(files[name], name, own)
-    # Stage 2 builds on the original, not on what stage 1 may have rounded to half precision.
-    base.release("unet")
+
+
+def _place_frozen(session: Session, base: Base) -> None:
+    """Bring what stage 1 asks to its device, in the form in which it is kept.
+
+    Of the text encoder, the norms and what runs between its layers stay float32: that is little, and rows are learned
+    through it.
+    """
+    kept = session.recipe.memory.frozen_base
+    with quiet():
+        place_frozen(base.unet, kept, session.device, session.frozen_dtype)
+        place_frozen(
+            base.text_encoder,
+            "full" if kept == "full" else "8bit",
+            session.device,
+            session.frozen_dtype,
+            casting=(nn.Linear, nn.Embedding),
+        )
 
 
 def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subject, prior: ClassSamples | None) -> None:
@@ -217,7 +238,7 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
         base.release("text_encoder", "tokenizer")
     if "unet" in adapted_parts(options):
         with quiet():
-            base.unet.to(session.frozen_dtype)
+            place_frozen(base.unet, session.recipe.memory.frozen_base, session.device, session.frozen_dtype)
     if "unet" in whole_parts(options):
         keep_weights(base.unet, session.recipe.memory)
     set_attention(base.unet, session.attention)

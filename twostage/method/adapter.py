@@ -39,7 +39,7 @@ from peft.tuners.boft import layer as boft_layer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.method.seeding import seeded
@@ -162,6 +162,25 @@ def add_adapter(net: Any, options: Adapter, wanted: Sequence[str], seed: int) ->
     net.eval()
     for layer in _layers(net) if options.dropout else []:
         layer.train()  # For its dropout; nothing else here knows the difference.
+    kept = next(net.parameters()).dtype
+    for layer in _layers(net) if kept != torch.float32 else []:
+        _compute_in_half(layer, kept, options.kind)
+
+
+def _compute_in_half(layer: Any, half: torch.dtype, kind: str) -> None:
+    """Have an adapted layer cast its adapter, which is float32, as autocast does; the net around it is without.
+
+    Else PEFT would take the input to float32, keep it so for the backward pass, and multiply slowly.
+    """
+    usual = layer.forward
+    if kind in ("lora", "rslora"):  # The others need float32 inside.
+        layer.cast_input_dtype_enabled = False
+
+    def forward(shown: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(shown.device.type, half):
+            return usual(shown, *args, **kwargs)
+
+    layer.forward = forward
 
 
 def save_adapter(net: Any, folder: Path, base: str) -> None:

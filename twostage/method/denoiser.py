@@ -13,6 +13,7 @@ from twostage.families import Base
 from twostage.method.adapter import add_adapter, target_modules
 from twostage.method.examples import Batch
 from twostage.method.loss import Question, denoising_loss
+from twostage.method.precision import predict_as_kept
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
 from twostage.recipe import Adapter, Memory, Stage2
@@ -89,8 +90,6 @@ class DenoiserLearner(nn.Module):
         self.unet, self.text = base.unet, text
         self._family, self._noise_scheduler = base.family, base.noise_scheduler
         self._prior_weight, self._snr_gamma = prior_weight, snr_gamma
-        learning = {parameter.dtype for parameter in base.unet.parameters() if parameter.requires_grad}
-        self._in_bfloat16 = learning == {torch.bfloat16}
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,); with a prior, that of its prior sample times lambda is added to it.
@@ -110,17 +109,8 @@ class DenoiserLearner(nn.Module):
             return own + self._prior_weight * kept
 
     def _loss(self, asked: Question, states: Tensor) -> Tensor:
-        predict = partial(self._predict, states=states.to(asked.noisy.device))
+        predict = partial(predict_as_kept, self._family, self.unet, states=states.to(asked.noisy.device))
         return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
-
-    def _predict(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        if not self._in_bfloat16:
-            predicted: Tensor = self._family.predict(self.unet, noisy, timesteps, states)
-            return predicted
-        # Nothing is left for autocast to do: it would take the norms' inputs to float32 and back.
-        with torch.autocast(noisy.device.type, enabled=False):
-            predicted = self._family.predict(self.unet, noisy.bfloat16(), timesteps, states.bfloat16())
-        return predicted
 
 
 class EncodedText(nn.Module):

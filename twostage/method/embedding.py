@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from twostage.families import Base
 from twostage.method.examples import Batch
 from twostage.method.loss import denoising_loss
+from twostage.method.precision import predict_as_kept
 from twostage.subject.tokens import Placeholder, Placeholders, mean_norm
 
 
@@ -41,7 +42,7 @@ class EmbeddingLearner(nn.Module):
             expanded = [self._placeholder.expand(prompt) for prompt in prompts]
             states = self._family.encode_text(self._tokenizer, text_encoder, expanded)
         states = states[[prompts.index(prompt) for prompt in batch.prompts]]
-        predict = partial(self._family.predict, unet, states=states)
+        predict = partial(predict_as_kept, self._family, unet, states=states)
         asked = batch.question(self._noise_scheduler)
         return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
 
@@ -60,7 +61,7 @@ class EmbeddingLearner(nn.Module):
 def placed_rows(text_encoder: nn.Module, token_ids: list[int], rows: Tensor) -> Iterator[None]:
     """Within it, the text encoder embeds `token_ids` as `rows`, (len(token_ids), D), and gradients flow into them.
 
-    The table itself is only read.
+    The table itself is only read. All embeddings are float32, so that no learned row is rounded to a table's bfloat16.
     """
     table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     place = torch.full((table.num_embeddings,), -1, device=rows.device)
@@ -69,8 +70,8 @@ def placed_rows(text_encoder: nn.Module, token_ids: list[int], rows: Tensor) -> 
 
     def embed(ids: Tensor) -> Tensor:
         places = place[ids]
-        words = vocabulary(ids)
-        learned = F.embedding(places.clamp_min(0), rows).to(words.dtype)
+        words = vocabulary(ids).float()
+        learned = F.embedding(places.clamp_min(0), rows)
         return torch.where((places >= 0).unsqueeze(-1), learned, words)
 
     table.forward = embed  # type: ignore[method-assign, assignment]

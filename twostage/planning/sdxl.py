@@ -39,6 +39,11 @@ class _Encoders(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.table
 
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        """As in transformers."""
+        for encoder in (self.first, self.second):
+            encoder.gradient_checkpointing_enable(options)
+
     def forward(self, ids: Tensor) -> Tensor:
         """States of the last layer but one of each, (B, tokens, D)."""
         return torch.cat(

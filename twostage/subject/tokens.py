@@ -112,6 +112,11 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
     return Placeholder(token.placeholder, ids, tokens, vocabulary, table_rows, notes)
 
 
+def add_rows(text_encoder: CLIPTextModel, placeholder: Placeholder | Placeholders) -> None:
+    """Give a text encoder that was read anew the rows of a token that its tokenizer knows; what is in them is chance."""
+    _grow(text_encoder, max(placeholder.token_ids) + 1)
+
+
 def check_placeholder(tokenizer: CLIPTokenizer, name: str, num_vectors: int = 1) -> list[str]:
     """The names of a new token's vectors, where `name` can be that of a new token.
 
