@@ -15,8 +15,9 @@ from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.families import load_base
 from twostage.gauge import Prediction, size
+from twostage.lack import OutOfMemory, told_of_lack
 from twostage.machine import compute_capability, describe, has_fast_bfloat16, room_for_tensors, usual_device
-from twostage.memory.lack import OutOfMemory, give_back
+from twostage.memory.heap import give_back
 from twostage.memory.ladder import Standing, changed_recipe, climb
 from twostage.planning import CARD, CPU, Machine, check_fits, plan, read_size
 from twostage.planning.rehearsal import Rehearsed, rehearse
@@ -28,6 +29,8 @@ from twostage.subject.held_out import find_held_out
 
 # A rung that takes more than this share of what was too much is not worth beginning anew for.
 _WORTH = 0.97
+# Phases of a run as run.json calls them, and as a plan does.
+_PHASES = {"stage1": "stage 1", "stage2": "stage 2", "encode_photos": "encode", "prior": "class images"}
 
 
 def train(
@@ -77,7 +80,8 @@ def train(
         except OutOfMemory as error:
             lack = error.bare()
         give_back()
-        fit.climb_after(lack)
+        with told_of_lack("", lack.stage, str(lack)):
+            fit.climb_after(lack)
         if (Path(output) / "run.json").is_file():
             resume, token_from = True, None
             folder.open()
@@ -152,7 +156,6 @@ class Fit:
         """Of what it takes there."""
         rehearsed = self._rehearsed(self._number)
         stages = {int(phase.name[-1]): phase for phase in rehearsed.phases if phase.unit == "step"}
-        on_card = self._limit.machine.name == CARD.name
         facts = {
             "asked": self._limit.vram,
             "bytes": self._limit.bytes,
@@ -165,7 +168,7 @@ class Fit:
             },
             "lacked": self._lacked,
         }
-        peaks = {stage: phase.allocated + (0 if on_card else phase.host) for stage, phase in stages.items()}
+        peaks = {stage: phase.allocated for stage, phase in stages.items()}
         return Prediction(peaks, {"plan": facts})
 
     def climb_after(self, lack: OutOfMemory) -> None:
@@ -176,7 +179,7 @@ class Fit:
         """
         start = self._number
         for number in range(start + 1, len(self._standings)):
-            if _takes(self._rehearsed(number), lack) <= _WORTH * _takes(self._rehearsed(start), lack):
+            if self._takes(number, lack) <= _WORTH * self._takes(start, lack):
                 self._number = number
                 break
         else:
@@ -187,7 +190,14 @@ class Fit:
         entry = {"phase": lack.phase, "stage": lack.stage, "step": lack.kept, "from": before, "to": after}
         self._lacked.append(entry)
         told = "; ".join(_shown(standing) for standing in self._standings[start + 1 : self._number + 1])
-        self._display.say(f"out of memory in {lack.phase or 'a stage'}{_where(lack)}: {told}")
+        self._display.say(f"out of memory in {_PHASES.get(lack.phase) or lack.phase or 'a stage'}{_where(lack)}: {told}")
+
+    def _takes(self, number: int, lack: OutOfMemory) -> int:
+        """Bytes on a rung of the phase that lacked memory; where the plan has no name for it, of the largest."""
+        rehearsed = self._rehearsed(number)
+        name = f"stage {lack.stage}, samples" if lack.phase == "samples" else _PHASES.get(lack.phase)
+        (phase,) = [phase for phase in rehearsed.phases if phase.name == name] or [rehearsed.decisive]
+        return phase.allocated + (phase.host if self._limit.machine.name == CPU.name else 0)
 
     @property
     def _changes(self) -> dict[str, Any]:
@@ -200,19 +210,6 @@ class Fit:
         if number not in self._found:
             self._found[number] = rehearse(self._standings[number].recipe)
         return self._found[number]
-
-
-def _takes(rehearsed: Rehearsed, lack: OutOfMemory) -> int:
-    """Bytes of the phase that lacked memory; where the plan has no name for it, of the largest."""
-    names = {
-        "stage1": "stage 1",
-        "stage2": "stage 2",
-        "samples": f"stage {lack.stage}, samples",
-        "encode_photos": "encode",
-        "prior": "class images",
-    }
-    found = [phase for phase in rehearsed.phases if phase.name == names.get(lack.phase)] or [rehearsed.decisive]
-    return found[0].allocated + found[0].host
 
 
 def _shown(standing: Standing) -> str:

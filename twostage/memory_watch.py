@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from twostage.display import Display
 from twostage.gauge import Gauge, Prediction, compared, measured
+from twostage.lack import OutOfMemory, lacks_memory, told_of_lack
 from twostage.machine import peak_memory
-from twostage.memory.lack import OutOfMemory, give_back, lacks_memory, told_of_lack
+from twostage.memory.heap import give_back
 from twostage.method.loop import StageLoop, Step, Watch
 from twostage.run_folder import RunFolder
 
@@ -84,7 +85,7 @@ class MemoryWatch:
         lacking = False
         try:
             yield from measured(loop.steps(look), gauge, partial(self._note, loop.stage))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, OSError, MemoryError) as error:
             if not lacks_memory(error):
                 raise
             lacking = True

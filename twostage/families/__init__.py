@@ -32,6 +32,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from twostage.errors import UserError
+from twostage.lack import lacks_memory
 from twostage.pocket import pocket_folder
 from twostage.quiet import quiet
 
@@ -153,6 +154,8 @@ def load_part(family: ModuleType, folder: Path, name: str) -> Any:
             return family.load(folder, name)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             # The libraries have no common class for "this file is not what I expected".
+            if lacks_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"cannot load {folder / name}: {reason}; get it anew") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,16 +10,20 @@ import torch
 
 from twostage.errors import UserError
 
-# What the libraries say of it in errors that could be about anything else: torch's allocator on a CPU (on Linux and
-# Windows), C++ itself, and on a GPU the driver, cuBLAS and cuDNN.
+# What the libraries say of it in errors that could be about anything else: the system (of torch's allocator on a CPU,
+# or of a file that is read), torch's allocator on Windows, C++ itself, and on a GPU the driver, cuBLAS and cuDNN.
 _SAID = (
-    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "std::bad_alloc",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+# oneDNN's, which has no other words for it; and these for more than that.
+_PERHAPS = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
+# Bytes that a process gets, unless it is at its limit.
+_PROBE = 1 << 26
 
 
 class OutOfMemory(UserError):
@@ -45,7 +49,19 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, of a GPU or of a CPU, and nothing else."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+    if not isinstance(error, RuntimeError | OSError):
+        return False
+    told = str(error)
+    return any(said in told for said in _SAID) or any(said in told for said in _PERHAPS) and _is_full()
+
+
+def _is_full() -> bool:
+    """Whether the system gives this process no more."""
+    try:
+        mmap.mmap(-1, _PROBE).close()
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager
@@ -58,16 +74,9 @@ def told_of_lack(phase: str, stage: int, message: str) -> Iterator[None]:
     lacking = False
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         if not lacks_memory(error):
             raise
         lacking = True
     if lacking:
         raise OutOfMemory(message, phase, stage)
-
-
-def give_back() -> None:
-    """Free what nothing holds any more, so that it can be allocated anew."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
