@@ -33,6 +33,20 @@ def test_what_comes_back_is_the_nearest_number(quantiser: Quantiser, count: int)
 
 
 @pytest.mark.parametrize("quantiser", KINDS.values(), ids=KINDS)
+def test_codes_are_those_of_a_binary_search(quantiser: Quantiser) -> None:
+    found = quantiser._on(torch.device("cpu"))
+    midpoints = (found.numbers[1:] + found.numbers[:-1]) / 2
+    # Every float that could be looked up wrongly: both ends of each group, the midpoints and their neighbours.
+    upper = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
+    ends = torch.cat([upper, upper | 0xFFFF]).view(torch.float32)
+    ends = ends[~ends.isinf()]
+    far = torch.tensor(torch.inf)
+    values = torch.cat([ends, midpoints, midpoints.nextafter(far), midpoints.nextafter(-far)])
+    expected = torch.bucketize(values, midpoints)
+    assert torch.equal(found.places(values).long(), expected)
+
+
+@pytest.mark.parametrize("quantiser", KINDS.values(), ids=KINDS)
 def test_zeros_come_back(quantiser: Quantiser) -> None:
     sizes = quantiser.sizes(300)
     codes, scales = torch.full((sizes[0],), quantiser.zero, dtype=torch.uint8), torch.zeros(sizes[1])
