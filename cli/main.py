@@ -36,7 +36,19 @@ class Commands(TyperGroup):
             code = _complain(error.format_message(), f"{context.command_path if context else 'twostage'} --help")
         except (KeyboardInterrupt, typer.Abort):
             code = 130
+        except (RuntimeError, OSError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+            code = _complain("out of memory; close what else uses it, or ask for less at once")
         sys.exit(code)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from twostage.lack import lacks_memory
+
+    return lacks_memory(error)
 
 
 def _complain(message: str, see: str = "") -> int:

@@ -190,7 +190,9 @@ class Fit:
         entry = {"phase": lack.phase, "stage": lack.stage, "step": lack.kept, "from": before, "to": after}
         self._lacked.append(entry)
         told = "; ".join(_shown(standing) for standing in self._standings[start + 1 : self._number + 1])
-        self._display.say(f"out of memory in {_PHASES.get(lack.phase) or lack.phase or 'a stage'}{_where(lack)}: {told}")
+        self._display.say(
+            f"out of memory in {_PHASES.get(lack.phase) or lack.phase or 'a stage'}{_where(lack)}: {told}"
+        )
 
     def _takes(self, number: int, lack: OutOfMemory) -> int:
         """Bytes on a rung of the phase that lacked memory; where the plan has no name for it, of the largest."""

@@ -46,7 +46,14 @@ class OutOfMemory(UserError):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, of a GPU or of a CPU, and nothing else."""
+    """Whether an error, or what led to it, says that memory is short, of a GPU or of a CPU, and nothing else."""
+    found: BaseException | None = error
+    while found is not None and not _says_so(found):
+        found = found.__cause__ or found.__context__  # Libraries tell of a file that they could not read, and not why.
+    return found is not None
+
+
+def _says_so(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError | OSError):

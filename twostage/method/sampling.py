@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.lack import lacks_memory
+from twostage.memory.heap import give_back
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 
@@ -92,21 +94,39 @@ def draw(
         prompts, seeds: equally many.
         options: denoising steps and guidance scale.
         side: of the pictures, in pixels.
-        together: pictures a batch.
+        together: pictures a batch; fewer where there is too little memory for so many.
     """
     pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), together):
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + together]]
+    while len(pictures) < len(prompts):
+        batch = slice(len(pictures), len(pictures) + together)
+        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side)
+        if drawn is None:
+            together = -(-len(prompts[batch]) // 2)
+            give_back()
+        pictures += drawn or []
+    return pictures
+
+
+def _draw_together(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], options: Sample, side: int
+) -> list[Image.Image] | None:
+    """None where there is too little memory for so many at once; where it is one, that is an error."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    try:
         with quiet(), _in_eval_mode(pipeline):
-            pictures += pipeline(
-                list(prompts[start : start + together]),
+            drawn: list[Image.Image] = pipeline(
+                list(prompts),
                 generator=generators,
                 num_inference_steps=options.num_inference_steps,
                 guidance_scale=options.guidance_scale,
                 height=side,
                 width=side,
             ).images
-    return pictures
+    except (RuntimeError, MemoryError) as error:
+        if len(prompts) == 1 or not lacks_memory(error):
+            raise
+        return None
+    return drawn
 
 
 @contextmanager
