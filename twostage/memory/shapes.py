@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 _CPU = torch.device("cpu")
 # What an argument can be beside a tensor so that equal arguments give equal shapes. Their types count too: 1 == 1.0.
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+# A view by what it does, though its schema does not say so.
+_VIEW = torch.ops.aten._unsafe_view.default
 # Results whose shape is not said by the arguments' shapes.
 _UNSAID = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view}
 
@@ -30,9 +32,11 @@ class RememberedShapes:
         mode: whose tensors these are; all of them on the CPU, as they say.
     """
 
+    # For the whole process: they do not depend on the mode.
+    _results: ClassVar[dict[Any, Any]] = {}
+
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._results: dict[Any, Any] = {}
         self._kinds: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -48,6 +52,8 @@ class RememberedShapes:
         aliases = [value.alias_info for value in (*schema.arguments, *schema.returns) if value.alias_info]
         if func.namespace != "aten" or _UNSAID & set(func.tags):
             return _asked
+        if func is _VIEW:
+            return self._view
         if not aliases:
             return self._new
         if not any(alias.is_write for alias in aliases):

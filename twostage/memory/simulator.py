@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from twostage.memory.shapes import RememberedShapes
 from twostage.memory.storages import StorageTrace
+from twostage.memory.tensorwise import TensorwiseOptimizer
 
 # What autocast computes in float32 on a card and not on a CPU, of what U-Nets, VAEs and text encoders are made of.
 _IN_FLOAT32 = ("group_norm", "layer_norm")
@@ -36,7 +38,9 @@ def simulation() -> Iterator[StorageTrace]:
         modes.enter_context(_card_autocast())
         modes.enter_context(_conversions_in_place())
         modes.enter_context(_collected_on_demand())
-        yield modes.enter_context(StorageTrace(RememberedShapes(fake)))
+        trace = StorageTrace(RememberedShapes(fake))
+        modes.enter_context(_equal_moves_once(trace))
+        yield modes.enter_context(trace)
 
 
 def without_values(net: nn.Module) -> nn.Module:
@@ -89,6 +93,33 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
             if buffer is not None:
                 self._buffers[name] = fn(buffer)
     return self
+
+
+@contextmanager
+def _equal_moves_once(trace: StorageTrace) -> Iterator[None]:
+    """Within it, our own optimizers' work on a tensor, thousands of small operations, is followed once for all tensors
+    of the same kind."""
+    usual = {kind: kind.move for kind in TensorwiseOptimizer.__subclasses__()}
+    numbers: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
+
+    def once(move: Callable[..., None], optimizer: TensorwiseOptimizer, *args: Any) -> None:
+        parameter, gradient, state, group, _ = args
+        settings = tuple((name, value) for name, value in group.items() if name != "params")
+        tensors = {"": parameter, "gradient": gradient, **state}
+        key = numbers.setdefault(optimizer, len(numbers)), settings, *(_kind(*item) for item in tensors.items())
+        trace.once(key, partial(move, optimizer, *args))
+
+    for kind, move in usual.items():
+        kind.move = partialmethod(partial(once, move))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for kind, move in usual.items():
+            kind.move = move  # type: ignore[method-assign]
+
+
+def _kind(name: str, value: Any) -> tuple[Any, ...]:
+    return (name, value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else (name, value)
 
 
 def _like(tensor: Tensor) -> Tensor:

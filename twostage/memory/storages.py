@@ -20,6 +20,7 @@ Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _ATEN = torch.ops.aten
 _DEVICE, _VALUE = torch.ops.prim.device.default, _ATEN._local_scalar_dense.default
+_COPY = _ATEN.copy_.default
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -57,20 +58,23 @@ class StorageTrace(TorchDispatchMode):
         flops: floating-point operations since `begin`, two for each multiplication and addition: matrix products,
             convolutions and attention.
         half_flops: those of them in bfloat16 or float16.
+        copied: bytes copied between card and host since `begin`, both ways together.
     """
 
     def __init__(self, run: Run = lambda func, args, kwargs: func(*args, **kwargs)) -> None:
         super().__init__()
         self._run = run
-        self.current = self.peak = self.host = self.host_peak = self.flops = self.half_flops = 0
+        self.current = self.peak = self.host = self.host_peak = self.flops = self.half_flops = self.copied = 0
         self._alive: dict[int, tuple[Any, int]] = {}
         self._on_host: dict[int, Any] = {}
+        self._notes: _Notes | None = None
+        self._known: dict[Any, _Notes] = {}
         self._allocator = CachingAllocator()
 
     def begin(self) -> None:
         """Measure from here, as if what is alive had been brought to an empty card just now, piece by piece."""
         gc.collect()  # What only cycles still hold would be measured or not, as chance has it.
-        self.peak, self.host_peak, self.flops, self.half_flops = self.current, self.host, 0, 0
+        self.peak, self.host_peak, self.flops, self.half_flops, self.copied = self.current, self.host, 0, 0, 0
         self._allocator = CachingAllocator()
         for key, (_, size) in self._alive.items():
             self._allocator.allocate(key, size)
@@ -85,6 +89,40 @@ class StorageTrace(TorchDispatchMode):
         for tensor in tensors:
             self._see(tensor)
 
+    def once(self, key: Any, work: Callable[[], None]) -> None:
+        """Do some work, or, where work of that key was done, count again what it took.
+
+        It is done each time where it leaves something behind, frees what was there before, or keeps anything on the
+        host.
+
+        Args:
+            key: equal for work that allocates, computes and copies the same, and has no other effect.
+            work: to be done.
+        """
+        known = self._known.get(key)
+        if known is None:
+            self._notes = notes = _Notes(self)
+            try:
+                work()
+            finally:
+                self._notes = None
+            if notes.complete(self):
+                self._known[key] = notes
+            return
+        for number, size in known.events:
+            if size:
+                self._allocate(number, size)
+            else:
+                self._allocator.release(number)
+                self.current -= known.sizes[number]
+        self.flops, self.half_flops, self.copied = (
+            sum(pair) for pair in zip(self._counted, known.counted, strict=True)
+        )
+
+    @property
+    def _counted(self) -> tuple[int, int, int]:
+        return self.flops, self.half_flops, self.copied
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked, and look at what came of it."""
         if func is _DEVICE and isinstance(args[0], FakeTensor):
@@ -95,6 +133,9 @@ class StorageTrace(TorchDispatchMode):
         out = self._run(func, args, kwargs)
         if func is TO_HOST or func is EMPTY_ON_HOST:
             self._see_on_host(out)
+            self.copied += out.nbytes if func is TO_HOST else 0
+        elif func is _COPY:
+            self._see_copy(*args[:2])
         elif isinstance(out, Tensor):
             self._see(out)
         elif isinstance(out, tuple | list):
@@ -114,16 +155,29 @@ class StorageTrace(TorchDispatchMode):
         if key in self._alive or key in self._on_host or not size:
             return
         self._alive[key] = weakref.ref(storage, lambda _: self._forget(key)), size
+        if self._notes:
+            self._notes.note(key, size)
+        self._allocate(key, size)
+
+    def _allocate(self, key: int, size: int) -> None:
         self._allocator.allocate(key, size)
         self.current += size
         self.peak = max(self.peak, self.current)
 
     def _forget(self, key: int) -> None:
         _, size = self._alive.pop(key)
+        if self._notes:
+            self._notes.note(key, 0)
         self._allocator.release(key)
         self.current -= size
 
+    def _see_copy(self, target: Tensor, source: Tensor) -> None:
+        sides = {tensor.untyped_storage()._cdata in self._on_host for tensor in (target, source)}
+        self.copied += target.nbytes if len(sides) == 2 else 0
+
     def _see_on_host(self, tensor: Tensor) -> None:
+        if self._notes:
+            self._notes.repeatable = False
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         self._on_host[key] = weakref.ref(storage, lambda _: self._forget_on_host(key, size))
@@ -131,5 +185,44 @@ class StorageTrace(TorchDispatchMode):
         self.host_peak = max(self.host_peak, self.host)
 
     def _forget_on_host(self, key: int, size: int) -> None:
+        if self._notes:
+            self._notes.repeatable = False
         del self._on_host[key]
         self.host -= size
+
+
+class _Notes:
+    """What some work takes.
+
+    Attributes:
+        events: a number for each storage and its bytes when it comes, 0 when it goes; numbers are below 0, which no
+            storage's key is.
+        sizes: bytes by number.
+        counted: operations, those in half precision, bytes copied.
+        repeatable: whether all that came has gone again, and nothing else.
+    """
+
+    def __init__(self, trace: StorageTrace) -> None:
+        self.events: list[tuple[int, int]] = []
+        self.sizes: dict[int, int] = {}
+        self.counted: tuple[int, ...] = trace._counted
+        self.repeatable = True
+        self._here: dict[int, int] = {}
+
+    def note(self, key: int, size: int) -> None:
+        """A storage of `size` bytes came, or, where that is 0, went."""
+        if size:
+            self._here[key] = number = -1 - len(self.events)
+            self.sizes[number] = size
+        elif key in self._here:
+            number = self._here.pop(key)
+        else:
+            self.repeatable = False
+            return
+        self.events.append((number, size))
+
+    def complete(self, trace: StorageTrace) -> bool:
+        """The work is done; whether it can be counted again."""
+        before = self.counted
+        self.counted = tuple(now - then for now, then in zip(trace._counted, before, strict=True))
+        return self.repeatable and not self._here

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from twostage.errors import UserError
 from twostage.families import Base, known_families, load_base
@@ -26,10 +27,13 @@ class OutlinedBase(Base):
 
     def _component(self, name: str) -> Any:
         if name not in self._loaded:
-            self._loaded[name] = (
-                _Tokenizer(self.max_tokens) if name == "tokenizer" else without_values(self.outline(name))
-            )
+            self._loaded[name] = _Tokenizer(self.max_tokens) if name == "tokenizer" else self._net(name)
         return self._loaded[name]
+
+    def _net(self, name: str) -> Any:
+        with _disable_current_modes():  # Values that nobody draws need not be followed.
+            net = self.outline(name)
+        return without_values(net)
 
     @property
     def trains(self) -> bool:

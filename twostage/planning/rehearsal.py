@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,9 @@ class Rehearsal(Session):
         # float16 takes what bfloat16 takes, and the latter is what CPUs can autocast to.
         precision = "no" if recipe.mixed_precision == "no" else "bf16"
         stages = {name: _shortened(getattr(recipe, name)) for name in ("stage1", "stage2") if getattr(recipe, name)}
-        self.recipe = recipe.model_copy(update={"mixed_precision": precision, **stages})
+        # A compiler needs values, and about the same memory comes of it.
+        speed = recipe.speed.model_copy(update={"compile": "no"})
+        self.recipe = recipe.model_copy(update={"mixed_precision": precision, "speed": speed, **stages})
         self._asked = recipe
         self.base, self._trace = base, trace
         self.folder, self.display, self.is_main = RunFolder(Path("never written")), Display(), False
@@ -240,7 +242,7 @@ class Rehearsal(Session):
         """A batch of pictures: one of its equal denoising steps, and what comes before and after them."""
         family, trace, rows = self.base.family, self._trace, together * (1 + guided)
         trace.begin()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), _in_bfloat16(nets["unet"]):
             states = family.encode_text(self.base.tokenizer, nets["text_encoder"], [""] * rows)
             latents = torch.empty(rows, *self._latent)
             before = self._work
@@ -310,6 +312,11 @@ def _accelerators_forgotten() -> Iterator[None]:
         yield
     finally:
         forget()
+
+
+def _in_bfloat16(unet: Any) -> AbstractContextManager[Any]:
+    """As pictures are drawn in a run: the rest of the pipeline is float32."""
+    return torch.autocast("cpu", torch.bfloat16) if unet.dtype == torch.bfloat16 else nullcontext()
 
 
 def _numel(net: nn.Module) -> int:
