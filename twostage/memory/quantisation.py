@@ -58,13 +58,14 @@ class Quantiser:
         codes = self._on(values.device).places(shares.view(-1))
         if self.bits == 8:
             return codes[: len(values)], scales
-        pairs = codes.view(-1, 2)
-        return (pairs[:, 0] | pairs[:, 1] << 4)[: -(-len(values) // 2)], scales
+        pairs = codes.view(torch.int16)  # The first in the lower byte.
+        return (pairs | pairs >> 4).to(torch.uint8)[: -(-len(values) // 2)], scales
 
     def unpack(self, codes: Tensor, scales: Tensor, count: int) -> Tensor:
         """What was kept: (count,) float32."""
         if self.bits == 4:
-            codes = torch.stack([codes & 15, codes >> 4], dim=1).view(-1)
+            pairs = codes.to(torch.int16)
+            codes = (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)
         codes = F.pad(codes, (0, len(scales) * self.block - len(codes)))
         values = self._on(codes.device).numbers.index_select(0, codes.int()).view(-1, self.block)
         return values.mul_(scales.unsqueeze(1)).view(-1)[:count]
