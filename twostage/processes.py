@@ -31,6 +31,11 @@ def start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerat
             f"memory.step_in_backward moves tensors before the gradients of {accelerator.num_processes} processes are "
             "added up; train in one process, or without it"
         )
+    if recipe.memory.streamed and accelerator.num_processes > 1:
+        raise UserError(
+            f"memory.streamed = {recipe.memory.streamed:g} keeps weights away that {accelerator.num_processes} "
+            "processes would want to compare; train in one process, or with streamed = 0"
+        )
     device = accelerator.device
     check_bfloat16(recipe, describe(device), compute_capability(device))
     return accelerator

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -73,6 +74,12 @@ def _in_backward(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _streamed(share: float, recipe: Recipe) -> dict[str, Any]:
+    whole = recipe.stage2 is not None and recipe.stage2.train == "unet"
+    within = _in_backward(recipe) if whole and not recipe.memory.step_in_backward else {}
+    return within | {"memory.streamed": max(share, recipe.memory.streamed)}
+
+
 def _one_at_a_time(recipe: Recipe) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name in ("stage1", "stage2"):
@@ -111,6 +118,8 @@ LADDER: tuple[Rung, ...] = (
         "none: the same result; host memory",
         lambda recipe: {"memory.activations": "host"},
     ),
+    Rung("half of the U-Net's blocks streamed", "none: the same result; host memory", partial(_streamed, 0.5)),
+    Rung("all of the U-Net's blocks streamed", "none: the same result; host memory", partial(_streamed, 1.0)),
     Rung(
         "batches of one photo",
         "noisier steps: each sees less",

@@ -155,6 +155,15 @@ class StageLoop:
         """Whether all that trains is where the last step left it: one that broke off had not begun to move it."""
         return not self._moving and not (self._in_backward and self._in_backward.norms)
 
+    def attempt(self) -> None:
+        """Compute the loss of the next samples, and of the gradients one, back through the nets; nothing is kept."""
+        size = self._options.batch_size
+        rows_per_step = size * self._accelerator.num_processes * self._options.gradient_accumulation_steps
+        batch = self._source.batch(self.stage, self.step, range(size), rows_per_step)
+        learner = self._accelerator.unwrap_model(self._learner)
+        loss = learner(batch.to(self._accelerator.device)).mean()
+        torch.autograd.grad(loss, next(iter(self.trained.values())))
+
     def forget_gradients(self) -> None:
         """Free those of a step that was broken off."""
         self._optimizer.zero_grad()
@@ -241,11 +250,16 @@ class StageLoop:
     def restore(self, progress: Progress) -> None:
         """Go on from where another loop stood; with the same options, bit for bit. See `take_over` for others."""
         self.put(progress.trained)
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         entries: dict[int, dict[str, Any]] = {}
-        for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
-            index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
-        take_over(self._optimizer, {"state": entries, "param_groups": progress.numbers["param_groups"]})
+        with self.gathered():  # The state has the strides of weights that are there.
+            for key, value in [*progress.optimizer.items(), *progress.numbers["optimizer_state"].items()]:
+                index, name = key.split(".", 1)
+                entries.setdefault(int(index), {})[name] = _in_order_of(parameters[int(index)], value)
+            take_over(self._optimizer, {"state": entries, "param_groups": progress.numbers["param_groups"]})
+        if self._streaming:
+            # And it goes where they are used.
+            self._optimizer.load_state_dict(self._optimizer.state_dict())
         self._schedule.load_state_dict(progress.numbers["schedule"])
         if self._accelerator.scaler and progress.numbers["scaler"]:
             self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
@@ -254,3 +268,10 @@ class StageLoop:
                 average.copy_(progress.averaged[name])
             self._average.optimization_step = progress.step
         self.step = progress.step
+
+
+def _in_order_of(parameter: Tensor, value: Any) -> Any:
+    """A moment as the optimizer keeps it: with the strides of its parameter, which files do not keep."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype).copy_(value)

@@ -71,7 +71,7 @@ def outline(folder: Path, name: str) -> Any:
 
 def encode_text(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Tensor:
     """As in the families."""
-    states: Tensor = text_encoder(tokenizer(prompts).input_ids)
+    states: Tensor = text_encoder(tokenizer(prompts).input_ids.to(text_encoder.device))
     return states
 
 
@@ -79,6 +79,6 @@ def predict(unet: Any, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tens
     """As in the families."""
     rows, sizes = len(noisy), 6 * unet.config.addition_time_embed_dim
     pooled = torch.zeros(rows, unet.config.projection_class_embeddings_input_dim - sizes)
-    added = {"text_embeds": pooled.to(states), "time_ids": torch.zeros(rows, 6)}
+    added = {"text_embeds": pooled.to(states), "time_ids": torch.zeros(rows, 6, device=states.device)}
     output: Tensor = unet(noisy, timesteps, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False)[0]
     return output
