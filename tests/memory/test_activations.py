@@ -114,8 +114,8 @@ def test_weights_and_buffers_stay_where_they_are() -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "bfloat16, in the backward pass, with a prior": {
-        "memory": {"weights": "bfloat16", "optimizer": "adamw8bit", "step_in_backward": True},
+    "bfloat16, in the backward pass, with a prior, half streamed": {
+        "memory": {"weights": "bfloat16", "optimizer": "adamw8bit", "step_in_backward": True, "streamed": 0.5},
         "stage2": {"gradient_checkpointing": True, "max_grad_norm": 0.0},
         "prior": Prior(preserve=True, num_class_images=1, num_inference_steps=1),
     },

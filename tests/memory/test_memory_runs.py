@@ -26,11 +26,23 @@ def saving(recipe: Recipe, stage2: dict[str, Any] | None = None, **memory: Any) 
     return without(recipe, memory=Memory(**memory), stage2=STAGE2.model_copy(update=free | (stage2 or {})))
 
 
+ON_THE_HOST = {"optimizer_state": "host", "activations": "host", "streamed": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "fused"), [("adamw", False), ("adamw8bit", False), ("adamw4bit", True), ("adafactor", True)]
+    ("optimizer", "fused", "more"),
+    [
+        ("adamw", False, {}),
+        ("adamw8bit", False, {}),
+        ("adamw4bit", True, {}),
+        ("adafactor", True, {}),
+        ("adamw", True, ON_THE_HOST),
+    ],
 )
-def test_a_run_with_it_resumes_bit_for_bit(tiny_recipe: Recipe, tmp_path: Path, optimizer: Any, fused: bool) -> None:
-    recipe = saving(tiny_recipe, optimizer=optimizer, weights="bfloat16", step_in_backward=fused)
+def test_a_run_with_it_resumes_bit_for_bit(
+    tiny_recipe: Recipe, tmp_path: Path, optimizer: Any, fused: bool, more: dict[str, Any]
+) -> None:
+    recipe = saving(tiny_recipe, optimizer=optimizer, weights="bfloat16", step_in_backward=fused, **more)
     stage1 = Stage1(steps=1, learning_rate=1e-3, batch_size=1)
     recipe = without(recipe, stage1=stage1, sample=Sample(prompts=(), per_prompt=0))
     unbroken = train(recipe, tmp_path / "unbroken", display=Display())
