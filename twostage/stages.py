@@ -17,6 +17,7 @@ from twostage.families import Base
 from twostage.memory.activations import keeping
 from twostage.memory.attention import choose_attention, set_attention
 from twostage.memory.frozen import place_frozen
+from twostage.memory.host import saves_nothing
 from twostage.memory.optimizers import Updates
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
 from twostage.method.class_samples import ClassSamples, Making
@@ -126,8 +127,8 @@ def _choose_attention(session: Session, base: Base) -> None:
     memory = session.recipe.memory
     dtype = torch.bfloat16 if memory.weights == "bfloat16" else session.frozen_dtype
     session.attention, note = choose_attention(partial(base.outline, "unet"), memory.attention, session.device, dtype)
-    if note:
-        session.display.say(f"note: {note}")
+    for line in filter(None, (note, saves_nothing(memory, session.device))):
+        session.display.say(f"note: {line}")
 
 
 def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Placeholders | None:

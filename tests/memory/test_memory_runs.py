@@ -53,6 +53,13 @@ def test_a_run_with_it_resumes_bit_for_bit(
     assert metrics(run) == metrics(unbroken)
 
 
+def test_a_run_without_a_gpu_is_told_that_the_host_saves_nothing(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    display = Watcher(("stage 2", 1), ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        train(without(saving(tiny_recipe, activations="host"), stage1=None), tmp_path / "run", display=display)
+    assert any(line.startswith("note: memory.activations is for a GPU") for line in display.said)
+
+
 def test_whole_runs_are_the_same_whenever_the_optimizer_steps(tiny_recipe: Recipe, tmp_path: Path) -> None:
     plain = saving(tiny_recipe, {"max_grad_norm": 0.0}, optimizer="adamw8bit")
     fused = saving(tiny_recipe, optimizer="adamw8bit", step_in_backward=True)

@@ -7,6 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from twostage.recipe import Memory
+
+
+def saves_nothing(memory: Memory, device: torch.device) -> str:
+    """What to tell where the recipe has something wait on the host, and trains on the host itself; else ""."""
+    given = [name for name in ("optimizer_state", "activations") if getattr(memory, name) == "host"]
+    given += ["streamed"] if memory.streamed else []
+    if device.type != "cpu" or not given:
+        return ""
+    return f"memory.{given[0]} is for a GPU: there is none here, and on the host nothing is saved by waiting there"
+
 
 def to_host(tensor: Tensor) -> Tensor:
     """A copy on the host, with the same strides; never the tensor itself, though it may be on the CPU.
