@@ -26,6 +26,7 @@ from twostage.recipe_sections import (
     short_names,
     unit,
 )
+from twostage.recipe_speed import Speed, speed_conflict
 from twostage.recipe_stages import Adapter, Prior, Stage, Stage1, Stage2
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Sample",
     "Section",
     "Select",
+    "Speed",
     "Stage",
     "Stage1",
     "Stage2",
@@ -78,6 +80,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     prior: Prior = Prior()
     memory: Memory = Memory()
+    speed: Speed = Speed()
     sample: Sample = Sample()
     checkpoints: Checkpoints = Checkpoints()
     select: Select = Select()
@@ -143,6 +146,15 @@ class Recipe(Section):
     def _memory_goes_with_stage_2(self) -> Self:
         reason = conflict(self.memory, self.stage2, self.mixed_precision)
         reason = reason or frozen_conflict(self.memory, self.stage1, self.stage2)
+        if reason:
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled_stays_as_it_is(self) -> Self:
+        stages = {"stage1": self.stage1, "stage2": self.stage2}
+        there = [(name, stage) for name, stage in stages.items() if stage]
+        reason = speed_conflict(self.speed, self.memory, there, self.data.fit)
         if reason:
             raise ValueError(reason)
         return self

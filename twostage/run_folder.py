@@ -174,10 +174,10 @@ class RunFolder:
         final = self.path / "checkpoints" / checkpoint_name(stage, progress.step)
 
         def write(folder: Path) -> None:
-            save_file(progress.trained, folder / "trained.safetensors")
-            save_file(progress.optimizer, folder / "optimizer.safetensors")
+            save_file(_in_rows(progress.trained), folder / "trained.safetensors")
+            save_file(_in_rows(progress.optimizer), folder / "optimizer.safetensors")
             if progress.averaged:
-                save_file(progress.averaged, folder / "averaged.safetensors")
+                save_file(_in_rows(progress.averaged), folder / "averaged.safetensors")
             state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
@@ -316,6 +316,13 @@ class RunFolder:
 def checkpoint_name(stage: int, step: int) -> str:
     """Of a checkpoint's folder, and of the samples that were drawn with it."""
     return f"stage{stage}-{step:06d}"
+
+
+def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: those in another order in memory are copied, beside a GPU."""
+    return {
+        name: tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for name, tensor in tensors.items()
+    }
 
 
 def _place(path: Path) -> Place:

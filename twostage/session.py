@@ -20,6 +20,7 @@ from twostage.machine import describe, versions
 from twostage.memory.heap import keep_freed_memory
 from twostage.memory_watch import MemoryWatch
 from twostage.method.interrupt import StopRequest, stop_on_signals
+from twostage.method.kernels import set_precision
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.processes import start_accelerator
@@ -61,6 +62,7 @@ class Session:
         self.device: torch.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
+        set_precision(recipe.speed, self.device)
         self.reached_stage = 0
         self.has_token = False
         self.checks: dict[str, Any] = {}
