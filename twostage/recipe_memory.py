@@ -63,10 +63,15 @@ class Memory(Section):
         "with attention written out, forward and backward. Auto takes xformers on a GPU where it is installed and "
         "agrees, and says so where it is not.",
     )
+    vae_tiling: bool = option(
+        False,
+        "Let the VAE decode pictures one after another, and work on tiles of those above 512 pixels, which overlap "
+        "and are blended: that changes their latents and pixels a little.",
+    )
 
 
 # The others are stage 2's.
-_OF_BOTH_STAGES = {"activations", "attention", "frozen_base", "streamed"}
+_OF_BOTH_STAGES = {"activations", "attention", "frozen_base", "streamed", "vae_tiling"}
 
 
 def conflict(memory: Memory, stage2: Stage2 | None, mixed_precision: str) -> str | None:
@@ -101,8 +106,8 @@ def frozen_conflict(memory: Memory, stage1: Stage1 | None, stage2: Stage2 | None
     if memory.frozen_base == "full" or stage1 or stage2 is None or stage2.train != "unet":
         return None
     return (
-        f"memory.frozen_base = {memory.frozen_base!r} would do nothing: there is no [stage1], and stage2.train = 'unet' "
-        "trains the whole U-Net; leave it out, or train an adapter"
+        f"memory.frozen_base = {memory.frozen_base!r} would do nothing: there is no [stage1], and stage2.train = "
+        "'unet' trains the whole U-Net; leave it out, or train an adapter"
     )
 
 

@@ -98,6 +98,7 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     """Photos encoded, prompts and token checked; the VAE has done its work and leaves memory."""
     recipe = session.recipe
     check_prediction_type(base.noise_scheduler)
+    base.vae_in_tiles = recipe.memory.vae_tiling
     if recipe.sample.per_prompt and recipe.sample.prompts:
         check_steps(base, recipe.sample.num_inference_steps)
     for name in adapted_parts(recipe.stage2) if recipe.stage2 else ():
@@ -173,11 +174,12 @@ def prepare_class(session: Session, base: Base, class_images: list[Photo]) -> Cl
     if not recipe.prior.wanted:
         return None
     prompt = class_prompt(recipe.prior, recipe.data.class_noun)
+    making = Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display)
     with session.phase("prior"):
-        return prepare_prior(
-            Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display),
-            class_images,
-        )
+        prior = prepare_prior(making, class_images)
+    if session.frozen_dtype != torch.float32:
+        base.release("unet")  # Rounded, where it was asked.
+    return prior
 
 
 def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subject) -> None:
@@ -299,6 +301,6 @@ def _sampler(session: Session, base: Base, subject: Subject, rows: Tensor | None
         # The rest of the pipeline is float32.
         halved = base.unet.dtype == torch.bfloat16
         with torch.autocast(session.device.type, torch.bfloat16) if halved else nullcontext():
-            return draw(pipeline.to(session.device), prompts, seeds, options, side)
+            return draw(pipeline, prompts, seeds, options, side, device=session.device)
 
     return draw_samples

@@ -36,6 +36,9 @@ from twostage.lack import lacks_memory
 from twostage.pocket import pocket_folder
 from twostage.quiet import quiet
 
+# Side of the largest tile that a VAE works on, in pixels.
+_TILE = 512
+
 
 @dataclass
 class Base:
@@ -50,6 +53,7 @@ class Base:
         family: the module of this package that reads it.
         resolution: side of the pictures it was trained on, in pixels.
         reduction: pixels of a latent's side.
+        vae_in_tiles: whether its VAE is to work so; see `work_in_tiles`.
     """
 
     source: str
@@ -57,6 +61,7 @@ class Base:
     family: ModuleType
     resolution: int
     reduction: int
+    vae_in_tiles: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict)
     _digests: dict[Path, bytes] = field(default_factory=dict)
 
@@ -85,7 +90,10 @@ class Base:
 
     @property
     def vae(self) -> Any:
-        return self._component("vae")
+        vae = self._component("vae")
+        if self.vae_in_tiles:
+            work_in_tiles(vae)
+        return vae
 
     @property
     def unet(self) -> Any:
@@ -115,6 +123,14 @@ class Base:
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
             digest.update(self._digests[path])
         return digest.hexdigest()
+
+
+def work_in_tiles(vae: Any) -> None:
+    """Have an autoencoder encode and decode one picture after another, and large ones in overlapping tiles."""
+    vae.enable_slicing()
+    vae.enable_tiling()
+    vae.tile_sample_min_size = min(vae.tile_sample_min_size, _TILE)
+    vae.tile_latent_min_size = vae.tile_sample_min_size // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def load_base(base: str) -> Base:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 # Consecutive weights with one scale, which is kept in the number format that the layer computes in.
 _BLOCK = 64
@@ -125,13 +126,13 @@ class _FrozenLayer(nn.Module):
         return values[: math.prod(self._shape)].view(self._shape)
 
 
-class _FrozenLinear(_FrozenLayer, nn.Linear):  # type: ignore[misc]
+class _FrozenLinear(_FrozenLayer, nn.Linear):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         """As in `nn.Linear`."""
         return cast(Tensor, _Linear.apply(*_cast(input, self.bias), self))
 
 
-class _FrozenConv2d(_FrozenLayer, nn.Conv2d):  # type: ignore[misc]
+class _FrozenConv2d(_FrozenLayer, nn.Conv2d):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         """As in `nn.Conv2d`."""
         return cast(Tensor, _Conv2d.apply(*_cast(input, self.bias), self))
@@ -153,7 +154,7 @@ class _Linear(torch.autograd.Function):
         return F.linear(input, layer.whole(input.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient @ ctx.layer.whole(gradient.dtype), None, None
 
 
@@ -164,9 +165,9 @@ class _Conv2d(torch.autograd.Function):
         return F.conv2d(input, layer.whole(input.dtype), bias, *_geometry(layer))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight = ctx.layer.whole(gradient.dtype)
-        return torch.nn.grad.conv2d_input(ctx.shape, weight, gradient, *_geometry(ctx.layer)), None, None
+        return conv2d_input(ctx.shape, weight, gradient, *_geometry(ctx.layer)), None, None
 
 
 def _geometry(layer: nn.Conv2d) -> tuple[Any, Any, Any, int]:

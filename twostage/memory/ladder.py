@@ -89,6 +89,14 @@ def _one_at_a_time(recipe: Recipe) -> dict[str, Any]:
     return changes
 
 
+def _frozen(kept: str, beside_whole: bool, recipe: Recipe) -> dict[str, Any]:
+    """Where the U-Net is frozen: in all that a recipe does, or in its stage 1 beside a stage 2 that trains it whole."""
+    whole = recipe.stage2 is not None and recipe.stage2.train == "unet"
+    if whole != beside_whole or recipe.memory.frozen_base == "4bit":
+        return {}
+    return {"memory.frozen_base": kept}
+
+
 def _drawn_alone(recipe: Recipe) -> dict[str, Any]:
     class_images = {"prior.sample_batch_size": 1} if recipe.prior.wanted else {}
     return {"sample.per_prompt": min(1, recipe.sample.per_prompt), **class_images}
@@ -105,14 +113,22 @@ LADDER: tuple[Rung, ...] = (
         _drawn_alone,
     ),
     Rung(
+        "VAE in tiles",
+        "above 512 pixels, about as much as a VAE itself loses",
+        lambda recipe: {"memory.vae_tiling": True},
+    ),
+    Rung(
         "gradient checkpointing", "none: the same result", lambda recipe: _stages(recipe, gradient_checkpointing=True)
     ),
     _BFLOAT16,
+    Rung("frozen base in 8 bits", "gradients are some 3% off", partial(_frozen, "8bit", False)),
+    Rung("frozen base in 4 bits", "gradients are some 18% off", partial(_frozen, "4bit", False)),
     Rung("8-bit AdamW", "coarser moments", lambda recipe: {"memory.optimizer": "adamw8bit"}),
     Rung("one photo at a time, gradients added up", "rounding", _one_at_a_time),
     Rung("step in the backward pass", "no clipping of the gradient's norm", _in_backward),
     Rung("4-bit AdamW", "coarser moments still", lambda recipe: {"memory.optimizer": "adamw4bit"}),
     Rung("Adafactor", "another optimizer: no momentum", lambda recipe: {"memory.optimizer": "adafactor"}),
+    Rung("frozen base of stage 1 in 8 bits", "its gradients are some 3% off", partial(_frozen, "8bit", True)),
     Rung(
         "activations on the host",
         "none: the same result; host memory",

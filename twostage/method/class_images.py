@@ -75,14 +75,15 @@ def _whole(path: Path, side: int) -> bool:
 
 def _draw(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
     base, options = making.base, making.options
-    pipeline = assemble(
-        base, tokenizer=base.tokenizer, text_encoder=base.text_encoder, unet=base.unet, vae=base.vae
-    ).to(making.accelerator.device)
+    device = making.accelerator.device
+    unet = making.unet.to(device)
+    pipeline = assemble(base, tokenizer=base.tokenizer, text_encoder=base.text_encoder, unet=unet, vae=base.vae)
     how = Sample(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
     for together in in_batches(indices, options.sample_batch_size):
         seeds = [torch_seed(address(_DRAWING, making.seed, index)) for index in together]
         with making.accelerator.autocast():
-            drawn = draw(pipeline, [making.prompt] * len(together), seeds, how, making.side, together=len(together))
+            prompts = [making.prompt] * len(together)
+            drawn = draw(pipeline, prompts, seeds, how, making.side, together=len(together), device=device)
         yield {index: _png(picture) for index, picture in zip(together, drawn, strict=True)}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from twostage.cache import Shelf
 from twostage.display import Display
 from twostage.families import Base
 from twostage.method.examples import PriorBatch
+from twostage.quiet import quiet
 from twostage.recipe import Data, Prior
 
 Make = Callable[[Sequence[int]], Iterable[dict[int, bytes]]]
@@ -58,6 +61,16 @@ class Making:
     def side(self) -> int:
         """Of the pictures, in pixels."""
         return self.data.resolution or self.base.resolution
+
+    @property
+    def unet(self) -> Any:
+        """The base's U-Net in the number format that it computes in; whoever wants it as it was reads it anew."""
+        unet = self.base.unet
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.accelerator.mixed_precision, torch.float32)
+        if unet.dtype != dtype:
+            with quiet():
+                unet.to(dtype)
+        return unet
 
     def shelf(self, kind: str, suffix: str, **more: int) -> Shelf:
         """Where the cache keeps what this makes. How many are asked for is no part of the key: more add to it."""

@@ -55,7 +55,7 @@ def _facts(base: Base, device: torch.device) -> dict[str, str]:
     else:
         where = f"{device.type}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return {
-        "vae": base.hash_of("vae"),
+        "vae": base.hash_of("vae") + (", in tiles" if base.vae_in_tiles else ""),
         "device": where,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

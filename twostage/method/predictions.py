@@ -22,6 +22,7 @@ from twostage.errors import UserError
 from twostage.method.class_samples import ClassSamples, Making, address, in_batches, torch_seed
 from twostage.method.examples import PRIOR, in_turn
 from twostage.method.loss import Question
+from twostage.method.sampling import visiting
 from twostage.quiet import quiet
 
 # Beside the streams of prior samples in training.
@@ -104,10 +105,10 @@ def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def _compute(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
     base, options, device = making.base, making.options, making.accelerator.device
-    text_encoder = base.text_encoder.to(device)
+    with visiting(base.text_encoder, device):
+        states = base.family.encode_text(base.tokenizer, base.text_encoder, ["", making.prompt])
     with quiet():
-        base.unet.to(device)
-    states = base.family.encode_text(base.tokenizer, text_encoder, ["", making.prompt])
+        making.unet.to(device)
     for together in in_batches(indices, options.sample_batch_size):
         with making.accelerator.autocast():
             paths = _walk(making, together, states)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from twostage.errors import UserError
-from twostage.families import Base
+from twostage.families import Base, work_in_tiles
 from twostage.lack import lacks_memory
 from twostage.memory.heap import give_back
 from twostage.quiet import quiet
@@ -38,6 +38,8 @@ def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **compon
         pipeline = base.family.build_pipeline(base.folder, **components)
         if embedding is not None:
             pipeline.load_textual_inversion([{name: rows} for name, rows in embedding.items()])
+    if base.vae_in_tiles:
+        work_in_tiles(pipeline.vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -83,6 +85,7 @@ def draw(
     side: int,
     *,
     together: int = _TOGETHER,
+    device: torch.device | None = None,
 ) -> list[Image.Image]:
     """One picture for each prompt and its seed.
 
@@ -95,11 +98,14 @@ def draw(
         options: denoising steps and guidance scale.
         side: of the pictures, in pixels.
         together: pictures a batch; fewer where there is too little memory for so many.
+        device: where the U-Net is; text encoder and VAE come there for as long as they have work, one after the other,
+            if they wait on the host. The U-Net's own when not given.
     """
+    device = device or pipeline.unet.device
     pictures: list[Image.Image] = []
     while len(pictures) < len(prompts):
         batch = slice(len(pictures), len(pictures) + together)
-        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side)
+        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side, device)
         if drawn is None:
             together = -(-len(prompts[batch]) // 2)
             give_back()
@@ -108,25 +114,85 @@ def draw(
 
 
 def _draw_together(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], options: Sample, side: int
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    options: Sample,
+    side: int,
+    device: torch.device,
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    guided = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
     try:
-        with quiet(), _in_eval_mode(pipeline):
-            drawn: list[Image.Image] = pipeline(
-                list(prompts),
-                generator=generators,
-                num_inference_steps=options.num_inference_steps,
-                guidance_scale=options.guidance_scale,
-                height=side,
-                width=side,
-            ).images
+        with quiet(), _in_eval_mode(pipeline), torch.no_grad():
+            with visiting(pipeline.text_encoder, device):
+                states = pipeline.encode_prompt(list(prompts), device, 1, guided)
+            with _without(pipeline, "text_encoder", "vae"):
+                latents = _denoise(pipeline, states, seeds, options, side)
+            with visiting(pipeline.vae, device):
+                decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+            drawn: list[Image.Image] = pipeline.image_processor.postprocess(
+                decoded, do_denormalize=[True] * len(decoded)
+            )
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not lacks_memory(error):
             raise
         return None
     return drawn
+
+
+def _denoise(
+    pipeline: StableDiffusionPipeline,
+    states: tuple[Tensor, Tensor | None],
+    seeds: Sequence[int],
+    options: Sample,
+    side: int,
+) -> Tensor:
+    """Latents of a batch of pictures, scaled."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    unet, spans = pipeline.unet, side // pipeline.vae_scale_factor
+    shape = (1, unet.config.in_channels, spans, spans)
+    # In the text encoder's number format, as usual: without one, the pipeline would take the U-Net's.
+    noise = [torch.randn(shape, generator=generator, dtype=states[0].dtype) for generator in generators]
+    latents: Tensor = pipeline(
+        prompt_embeds=states[0],
+        negative_prompt_embeds=states[1],
+        latents=torch.cat(noise).to(unet.device),
+        generator=generators,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        height=side,
+        width=side,
+        output_type="latent",
+    ).images
+    return latents
+
+
+@contextmanager
+def visiting(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it, a net is on the device; it goes back to where it was."""
+    home = next(net.parameters()).device
+    if home.type == device.type:
+        yield
+        return
+    net.to(device)
+    try:
+        yield
+    finally:
+        net.to(home)
+
+
+@contextmanager
+def _without(pipeline: StableDiffusionPipeline, *names: str) -> Iterator[None]:
+    """Within it, a pipeline lacks components, so that it does not take its device from one that is elsewhere."""
+    kept = {name: getattr(pipeline, name) for name in names}
+    try:
+        for name in names:
+            object.__setattr__(pipeline, name, None)  # The pipeline's own way would also change its configuration.
+        yield
+    finally:
+        for name, component in kept.items():
+            object.__setattr__(pipeline, name, component)
 
 
 @contextmanager

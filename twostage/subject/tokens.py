@@ -113,7 +113,7 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
 
 
 def add_rows(text_encoder: CLIPTextModel, placeholder: Placeholder | Placeholders) -> None:
-    """Give a text encoder that was read anew the rows of a token that its tokenizer knows; what is in them is chance."""
+    """Give a text encoder that was read anew the rows of a token that its tokenizer has; what is in them is chance."""
     _grow(text_encoder, max(placeholder.token_ids) + 1)
 
 
