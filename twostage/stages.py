@@ -19,6 +19,7 @@ from twostage.memory.attention import choose_attention, set_attention
 from twostage.memory.frozen import place_frozen
 from twostage.memory.host import saves_nothing
 from twostage.memory.optimizers import Updates
+from twostage.memory.streaming import Streaming, streamed
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
 from twostage.method.class_samples import ClassSamples, Making
 from twostage.method.denoiser import (
@@ -35,6 +36,7 @@ from twostage.method.denoiser import (
 )
 from twostage.method.embedding import EmbeddingLearner, write_rows
 from twostage.method.examples import Examples, Source, encode_photos, together
+from twostage.method.kernels import compile_blocks, interpreted, lay_out
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
@@ -173,9 +175,9 @@ def prepare_class(session: Session, base: Base, class_images: list[Photo]) -> Cl
     recipe = session.recipe
     if not recipe.prior.wanted:
         return None
-    prompt = class_prompt(recipe.prior, recipe.data.class_noun)
+    prompt, share = class_prompt(recipe.prior, recipe.data.class_noun), recipe.memory.streamed
     making = Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display)
-    with session.phase("prior"):
+    with session.phase("prior"), streamed(making.unet, share, session.device) if share else nullcontext():
         prior = prepare_prior(making, class_images)
     if session.frozen_dtype != torch.float32:
         base.release("unet")  # Rounded, where it was asked.
@@ -192,16 +194,19 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
         write_rows(base.text_encoder, placeholders.token_ids, torch.cat(learned))
         return
     learner = EmbeddingLearner(base, placeholders, options.snr_gamma)  # Before anything of the table is rounded.
+    lay_out(base.unet, session.recipe.speed)
     _place_frozen(session, base)
     set_attention(base.unet, session.attention)
     if options.gradient_checkpointing:
         checkpoint_gradients(base.unet)
         checkpoint_gradients(base.text_encoder)
+    streaming = _stream(session, base)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
     nets = {"text_encoder": base.text_encoder, "unet": base.unet}
     updates = Updates(keeping=keeping(session.recipe.memory, nets.values(), session.device))
-    loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates)
+    loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates, streaming)
+    _compile(session, loop, base.unet)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
     rows = learner.rows.detach()
     # Stage 2 builds on the originals, not on what stage 1 may have rounded or quantised.
@@ -221,7 +226,7 @@ def _place_frozen(session: Session, base: Base) -> None:
     """
     kept = session.recipe.memory.frozen_base
     with quiet():
-        place_frozen(base.unet, kept, session.device, session.frozen_dtype)
+        place_frozen(base.unet, kept, _place(session), session.frozen_dtype)
         place_frozen(
             base.text_encoder,
             "full" if kept == "full" else "8bit",
@@ -239,13 +244,15 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     live = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer} if trains(text) else {}
     if not live:
         base.release("text_encoder", "tokenizer")
+    lay_out(base.unet, session.recipe.speed)
     if "unet" in adapted_parts(options):
         with quiet():
-            place_frozen(base.unet, session.recipe.memory.frozen_base, session.device, session.frozen_dtype)
+            place_frozen(base.unet, session.recipe.memory.frozen_base, _place(session), session.frozen_dtype)
     if "unet" in whole_parts(options):
         keep_weights(base.unet, session.recipe.memory)
     set_attention(base.unet, session.attention)
     open_for_training(base, "unet", options, session.recipe.adapter, session.recipe.seed)
+    streaming = _stream(session, base)
     learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
     source = _source(subject.examples, options)
     source = Preserving(source, prior) if prior else source
@@ -253,7 +260,8 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     nets = {"unet": base.unet, "text": text}
     kept = keeping(session.recipe.memory, nets.values(), session.device)
     updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2), kept)
-    loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates)
+    loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates, streaming=streaming)
+    _compile(session, loop, base.unet)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
     if session.is_main:
         with session.phase("save"), quiet():
@@ -265,6 +273,33 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
                 session.folder.save_model(
                     f"adapter/{name}", partial(save_adapter, getattr(base, name), base=base.source)
                 )
+
+
+def _place(session: Session) -> torch.device:
+    """Where the U-Net is prepared: where it is used, but on the host if it is streamed, and never whole on the card."""
+    return torch.device("cpu") if session.recipe.memory.streamed else session.device
+
+
+def _stream(session: Session, base: Base) -> Streaming | None:
+    share = session.recipe.memory.streamed
+    streaming = Streaming(base.unet, share, session.device) if share else None
+    base.unet.to(session.device)
+    return streaming
+
+
+def _compile(session: Session, loop: StageLoop, unet: nn.Module) -> None:
+    """Compile the U-Net's blocks where the recipe says so and it can be done."""
+    recipe, note = session.recipe, ""
+    if recipe.speed.compile == "no":
+        return
+    graphs = recipe.speed.compile == "graphs"
+    if graphs and (session.device.type != "cuda" or session.accelerator.num_processes > 1):
+        graphs, note = False, "speed.compile = 'graphs' is for one process on a GPU: compiling without CUDA graphs"
+    with session.phase("compile"), session.display.progress("compile", 1) as update:
+        failed = compile_blocks(unet, loop.attempt, graphs=graphs, fixed=recipe.data.fit != "bucket")
+        update(1)
+    for line in filter(None, (note, failed)):
+        session.display.say(f"note: {line}")
 
 
 def _source(examples: Examples, options: Stage) -> Source:
@@ -300,7 +335,7 @@ def _sampler(session: Session, base: Base, subject: Subject, rows: Tensor | None
         pipeline = assemble(base, embedding=embedding, unet=base.unet, **live)
         # The rest of the pipeline is float32.
         halved = base.unet.dtype == torch.bfloat16
-        with torch.autocast(session.device.type, torch.bfloat16) if halved else nullcontext():
+        with interpreted(base.unet), torch.autocast(session.device.type, torch.bfloat16, enabled=halved):
             return draw(pipeline, prompts, seeds, options, side, device=session.device)
 
     return draw_samples
