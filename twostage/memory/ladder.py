@@ -77,7 +77,7 @@ def _in_backward(recipe: Recipe) -> dict[str, Any]:
 def _streamed(share: float, recipe: Recipe) -> dict[str, Any]:
     whole = recipe.stage2 is not None and recipe.stage2.train == "unet"
     within = _in_backward(recipe) if whole and not recipe.memory.step_in_backward else {}
-    return within | {"memory.streamed": max(share, recipe.memory.streamed)}
+    return within | {"memory.streamed": max(share, recipe.memory.streamed), "speed.compile": "no"}
 
 
 def _one_at_a_time(recipe: Recipe) -> dict[str, Any]:
