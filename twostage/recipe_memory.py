@@ -52,8 +52,8 @@ class Memory(Section):
     )
     streamed: float = option(
         0.0,
-        "Share of the weights of the U-Net's blocks that waits on the host, and is on the GPU only while a block is used, "
-        "in both stages and for samples. The same result, and time for copying there and back.",
+        "Share of the weights of the U-Net's blocks that waits on the host, and is on the GPU only while its block is "
+        "used, in both stages and for pictures. The same result, and time for copying there and back.",
         ge=0,
         le=1,
     )
