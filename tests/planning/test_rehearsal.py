@@ -8,8 +8,11 @@ import pytest
 from twostage.errors import UserError
 from twostage.families import Base, load_base
 from twostage.memory import adafactor, adamw
+from twostage.memory.ladder import climb
+from twostage.memory.simulator import collected_on_demand
 from twostage.memory.storages import StorageTrace
 from twostage.planning.outlined import OutlinedBase, known_bases, outline_base
+from twostage.planning.phases import Known
 from twostage.planning.rehearsal import Rehearsal, rehearse
 from twostage.planning.room import room
 from twostage.recipe import Adapter, Memory, Prior
@@ -23,7 +26,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 def _really(recipe):
     """What the same stages take on real tensors."""
     base = load_base(recipe.base)
-    with StorageTrace() as trace:
+    with collected_on_demand(), StorageTrace() as trace:
 
         class RealBase(OutlinedBase):
             """With its weights, which no operation makes; prompts are not read all the same."""
@@ -41,7 +44,7 @@ def _really(recipe):
         if recipe.stage1:
             learn_embedding(session, session.recipe.stage1, real, session.subject)
         learn_denoiser(session, session.recipe.stage2, real, session.subject, prior)
-        return session
+        return session.found
 
 
 def _phases(rehearsed):
@@ -56,6 +59,7 @@ def _phases(rehearsed):
         ({"train_text_encoder": True, "gradient_accumulation_steps": 3}, {}),
         ({"train": "adapter"}, {"adapter": Adapter(rank=2)}),
         ({}, {"prior": Prior(preserve=True, num_class_images=2)}),
+        ({"max_grad_norm": 0.0}, {"memory": Memory(streamed=1, step_in_backward=True)}),
     ],
     ids=lambda value: "-".join(value) or "as-it-is",
 )
@@ -67,6 +71,7 @@ def test_each_phase_takes_what_it_takes_with_real_tensors(tiny_recipe, stage, mo
         found = _phases(simulated)[name]
         assert found.allocated == pytest.approx(phase.allocated, rel=0.05), name
         assert found.work == phase.work, name
+        assert found.host == phase.host, name
     assert simulated.saved == real.saved
 
 
@@ -156,6 +161,25 @@ def test_equal_moves_are_followed_once_and_count_as_if_each_were(tiny_recipe, mo
         monkeypatch.setattr(module, "CHUNK", 1 << 12)
     once = rehearse(recipe)
     moves = []
-    monkeypatch.setattr(StorageTrace, "once", lambda self, key, work: (moves.append(key), work()))
+    monkeypatch.setattr(StorageTrace, "once", lambda self, key, work, known: (moves.append(key), work())[1])
     assert rehearse(recipe) == once
     assert len(set(moves)) < len(moves) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rungs"),
+    [
+        ("two-stage", ("step in the backward pass", "4-bit AdamW", "all of the U-Net's blocks streamed")),
+        ("dreambooth", ("the recipe as it is", "gradient checkpointing")),
+        ("two-stage-lora", ("bfloat16", "8-bit AdamW")),
+    ],
+)
+def test_what_rungs_have_in_common_is_found_once_and_equals_what_each_finds(name, rungs, tiny_base):
+    sizes = {"prior.num_class_images": 2} if name == "dreambooth" else {}
+    standings = climb(load_recipe(name, base=str(tiny_base), overrides=sizes))
+    first, *others = [standing.recipe for standing in standings if standing.rung.name in rungs]
+    assert len(others) == len(rungs) - 1
+    known = Known()
+    rehearse(first, known)
+    for recipe in others:
+        assert rehearse(recipe, known) == rehearse(recipe)

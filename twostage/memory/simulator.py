@@ -37,7 +37,7 @@ def simulation() -> Iterator[StorageTrace]:
         fake = modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         modes.enter_context(_card_autocast())
         modes.enter_context(_conversions_in_place())
-        modes.enter_context(_collected_on_demand())
+        modes.enter_context(collected_on_demand())
         trace = StorageTrace(RememberedShapes(fake))
         modes.enter_context(_equal_moves_once(trace))
         yield modes.enter_context(trace)
@@ -56,7 +56,7 @@ def without_values(net: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _collected_on_demand() -> Iterator[None]:
+def collected_on_demand() -> Iterator[None]:
     """Within it, Python collects garbage when it is told to, and not when it pleases, which would be another peak; and
     it does not look through all that the libraries have loaded, which would take longer than what is simulated."""
     usual = gc.isenabled()
@@ -100,14 +100,15 @@ def _equal_moves_once(trace: StorageTrace) -> Iterator[None]:
     """Within it, our own optimizers' work on a tensor, thousands of small operations, is followed once for all tensors
     of the same kind."""
     usual = {kind: kind.move for kind in TensorwiseOptimizer.__subclasses__()}
-    numbers: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
+    # For each apart: the first move may leave something behind for the others.
+    known: WeakKeyDictionary[torch.optim.Optimizer, dict[Any, Any]] = WeakKeyDictionary()
 
     def once(move: Callable[..., None], optimizer: TensorwiseOptimizer, *args: Any) -> None:
         parameter, gradient, state, group, _ = args
         settings = tuple((name, value) for name, value in group.items() if name != "params")
         tensors = {"": parameter, "gradient": gradient, **state}
-        key = numbers.setdefault(optimizer, len(numbers)), settings, *(_kind(*item) for item in tensors.items())
-        trace.once(key, partial(move, optimizer, *args))
+        key = settings, *(_kind(*item) for item in tensors.items())
+        trace.once(key, partial(move, optimizer, *args), known.setdefault(optimizer, {}))
 
     for kind, move in usual.items():
         kind.move = partialmethod(partial(once, move))  # type: ignore[assignment]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from twostage.memory.allocator import CachingAllocator
 from twostage.memory.host import EMPTY_ON_HOST, TO_HOST
 
+T = TypeVar("T")
 Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _ATEN = torch.ops.aten
@@ -68,7 +69,6 @@ class StorageTrace(TorchDispatchMode):
         self._alive: dict[int, tuple[Any, int]] = {}
         self._on_host: dict[int, Any] = {}
         self._notes: _Notes | None = None
-        self._known: dict[Any, _Notes] = {}
         self._allocator = CachingAllocator()
 
     def begin(self) -> None:
@@ -89,7 +89,7 @@ class StorageTrace(TorchDispatchMode):
         for tensor in tensors:
             self._see(tensor)
 
-    def once(self, key: Any, work: Callable[[], None]) -> None:
+    def once(self, key: Any, work: Callable[[], T], known: dict[Any, Any]) -> T:
         """Do some work, or, where work of that key was done, count again what it took.
 
         It is done each time where it leaves something behind, frees what was there before, or keeps anything on the
@@ -98,26 +98,32 @@ class StorageTrace(TorchDispatchMode):
         Args:
             key: equal for work that allocates, computes and copies the same, and has no other effect.
             work: to be done.
+            known: what was done, by its key; it grows.
+
+        Returns:
+            What `work` returned when it was done.
         """
-        known = self._known.get(key)
-        if known is None:
+        if key not in known:
+            assert self._notes is None, "work within work"
             self._notes = notes = _Notes(self)
             try:
-                work()
+                result = work()
             finally:
                 self._notes = None
             if notes.complete(self):
-                self._known[key] = notes
-            return
-        for number, size in known.events:
+                known[key] = notes, result
+            return result
+        notes, result = known[key]
+        for number, size in notes.events:
             if size:
                 self._allocate(number, size)
             else:
                 self._allocator.release(number)
-                self.current -= known.sizes[number]
+                self.current -= notes.sizes[number]
         self.flops, self.half_flops, self.copied = (
-            sum(pair) for pair in zip(self._counted, known.counted, strict=True)
+            sum(pair) for pair in zip(self._counted, notes.counted, strict=True)
         )
+        return result
 
     @property
     def _counted(self) -> tuple[int, int, int]:

@@ -10,7 +10,8 @@ from twostage.errors import UserError
 from twostage.memory.ladder import Standing, climb
 from twostage.planning.cards import Card, known_cards
 from twostage.planning.outlined import outline_base
-from twostage.planning.rehearsal import Phase, Rehearsed, Work, rehearse
+from twostage.planning.phases import Known, Phase, Rehearsed, Work
+from twostage.planning.rehearsal import rehearse
 from twostage.planning.room import CARD, CPU, GIB, Machine, Room, card_needs, fits, read_size, room
 from twostage.recipe import Recipe
 
@@ -78,12 +79,13 @@ def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None
         UserError: the base is not known.
     """
     base = outline_base(recipe.base)
-    rehearsed, ladder, chosen = rehearse(recipe), [], None
+    known = Known()
+    rehearsed, ladder, chosen = rehearse(recipe, known), [], None
     standings = list(climb(recipe, machine.fast_bfloat16)) if vram else []
     with (display or Display()).progress("ladder", len(standings)) as update:
         for number, standing in enumerate(standings, 1):
             if chosen is None:
-                found = rehearse(standing.recipe) if standing.changes else rehearsed
+                found = rehearse(standing.recipe, known) if standing.changes else rehearsed
                 ladder.append(Planned(standing, found, _training(found).flops / _training(rehearsed).flops))
                 chosen = ladder[-1] if vram and machine.needs(found)[1] * GIB <= vram else None
             else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from twostage.method.class_samples import ClassSamples
 from twostage.method.denoiser import LiveText, adapted_parts, whole_parts
 from twostage.method.loop import StageLoop
 from twostage.planning.outlined import OutlinedBase, OutlinedExamples, outline_base, outline_placeholders
+from twostage.planning.phases import Known, Parts, Phase, Rehearsed, Saved, Work, that_matters
+from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage
 from twostage.run_folder import RunFolder
 from twostage.session import DrawSamples, Session
@@ -34,82 +37,7 @@ _PHOTOS = 4
 _TOGETHER = 8
 
 
-@dataclass(frozen=True)
-class Work:
-    """Floating-point operations of matrix products, convolutions and attention: all, and those in half precision."""
-
-    flops: int = 0
-    half: int = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.half + other.half)
-
-    def __sub__(self, other: Work) -> Work:
-        return Work(self.flops - other.flops, self.half - other.half)
-
-    def times(self, factor: float) -> Work:
-        return Work(round(self.flops * factor), round(self.half * factor))
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What a part of a run takes.
-
-    Attributes:
-        name: of the part.
-        allocated: bytes of tensors at the peak: what `torch.cuda.max_memory_allocated` says on a card.
-        reserved: bytes that torch's allocator holds for them.
-        work: of one unit.
-        count: units there are.
-        unit: "step", "picture" or "checkpoint".
-        host: bytes of tensors that wait on the host, at most.
-    """
-
-    name: str
-    allocated: int
-    reserved: int
-    work: Work
-    count: int
-    unit: str
-    host: int = 0
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a stage writes.
-
-    Attributes:
-        steps: it has.
-        files: bytes of each of a checkpoint's files.
-        result: bytes of what it leaves in the run folder.
-    """
-
-    steps: int
-    files: tuple[int, ...]
-    result: int
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """A run's phases in their order, and what its stages write.
-
-    Attributes:
-        phases: those that the recipe has.
-        saved: by each stage.
-        largest_part: bytes of the largest net, as it is read from disk, float32.
-    """
-
-    phases: list[Phase]
-    saved: list[Saved]
-    largest_part: int
-
-    @property
-    def decisive(self) -> Phase:
-        """The phase that needs most."""
-        return max(self.phases, key=lambda phase: phase.reserved)
-
-
-def rehearse(recipe: Recipe) -> Rehearsed:
+def rehearse(recipe: Recipe, known: Known | None = None) -> Rehearsed:
     """What a run of the recipe takes, from its configuration alone.
 
     What trains is what `train` trains: the stages, the learners, the loss, the loop and the optimizer are its own. Each
@@ -117,12 +45,13 @@ def rehearse(recipe: Recipe) -> Rehearsed:
 
     Args:
         recipe: its base is one that `outline_base` takes. Neither photos nor a class noun are needed.
+        known: of rehearsals of similar recipes; it grows.
 
     Raises:
         UserError: the base is not known, or the recipe does not fit it.
     """
     with _accelerators_forgotten(), simulation() as trace:
-        session = Rehearsal(recipe, outline_base(recipe.base), trace)
+        session = Rehearsal(recipe, outline_base(recipe.base), trace, known)
         session.encode_photos()
         prior = session.draw_class_images()
         recipe = session.recipe
@@ -130,7 +59,7 @@ def rehearse(recipe: Recipe) -> Rehearsed:
             learn_embedding(session, recipe.stage1, session.base, session.subject)
         if recipe.stage2:
             learn_denoiser(session, recipe.stage2, session.base, session.subject, prior)
-        return Rehearsed(session.phases, session.saved, session.largest_part)
+        return Rehearsed(session.found.phases, session.found.saved, session.largest_part)
 
 
 class Rehearsal(Session):
@@ -140,13 +69,15 @@ class Rehearsal(Session):
         recipe: what is run.
         base: its base.
         trace: of the simulation that it is in.
+        known: of rehearsals of similar recipes.
 
     Attributes:
         subject: what is taught.
-        phases, saved, largest_part: as in `Rehearsed`, of what has run.
+        found: of what has run.
+        largest_part: as in `Rehearsed`.
     """
 
-    def __init__(self, recipe: Recipe, base: OutlinedBase, trace: StorageTrace) -> None:
+    def __init__(self, recipe: Recipe, base: OutlinedBase, trace: StorageTrace, known: Known | None = None) -> None:
         # float16 takes what bfloat16 takes, and the latter is what CPUs can autocast to.
         precision = "no" if recipe.mixed_precision == "no" else "bf16"
         stages = {name: _shortened(getattr(recipe, name)) for name in ("stage1", "stage2") if getattr(recipe, name)}
@@ -154,15 +85,14 @@ class Rehearsal(Session):
         speed = recipe.speed.model_copy(update={"compile": "no"})
         self.recipe = recipe.model_copy(update={"mixed_precision": precision, "speed": speed, **stages})
         self._asked = recipe
-        self.base, self._trace = base, trace
+        base.vae_in_tiles = recipe.memory.vae_tiling
+        self.base, self._trace, self._known = base, trace, known or Known()
         self.folder, self.display, self.is_main = RunFolder(Path("never written")), Display(), False
         self.accelerator = Accelerator(cpu=True, mixed_precision=precision)
         self.device = self.accelerator.device
         self.reached_stage, self.has_token, self.checks, self.selection = 0, False, {}, None
         self.attention = "sdpa"  # It keeps what the kernels of xformers keep.
-        self.phases: list[Phase] = []
-        self.saved: list[Saved] = []
-        self.largest_part = 0
+        self.found, self.largest_part = Parts(), 0
         side = (recipe.data.resolution or base.resolution) // base.reduction
         self._latent = (base.channels, side, side)
         self.subject = self._outline_subject()
@@ -175,7 +105,12 @@ class Rehearsal(Session):
     @torch.no_grad()
     def encode_photos(self) -> None:
         """The VAE reads one picture, as it reads each."""
-        recipe, vae = self.recipe, self._read("vae")
+        self._read("vae")
+        self._known.parts("encode", self._asked, self.found, self._encode)
+        self.base.release("vae")
+
+    def _encode(self) -> None:
+        recipe, vae = self.recipe, self.base.vae
         side = self._latent[1] * self.base.reduction
         self._trace.begin()
         self.base.family.encode_images(vae, torch.empty(1, 3, side, side))
@@ -183,7 +118,6 @@ class Rehearsal(Session):
         if recipe.prior.wanted and recipe.prior.source == "images":
             pictures += recipe.prior.num_class_images
         self._note("encode", self._work, pictures * (1 + recipe.data.flip), "picture")
-        self.base.release("vae")
 
     def draw_class_images(self) -> ClassSamples | None:
         """What the untouched base draws or predicts for the class, where the recipe wants that."""
@@ -191,13 +125,13 @@ class Rehearsal(Session):
         if not options.wanted:
             return None
         together = min(options.sample_batch_size, options.num_class_images)
-        nets = {name: self._read(name) for name in ("text_encoder", "unet")}
-        if options.source == "images":
-            nets["vae"] = self._read("vae")
+        with quiet():
+            nets = {"unet": self._read("unet").to(self.frozen_dtype)}
         name, share = f"class {options.source}", self.recipe.memory.streamed
         with streamed(nets["unet"], share, self.device) if share else nullcontext():
             self._draw(name, nets, together, options.num_class_images, options.num_inference_steps, guided=True)
-        self.base.release("vae")
+        if self.frozen_dtype != torch.float32:
+            self.base.release("unet")  # As in stages.py.
 
         def batch(stage: int, step: int, rows: range, rows_per_step: int) -> Any:
             return self.subject.examples.batch(stage, step, rows, rows_per_step)
@@ -207,6 +141,14 @@ class Rehearsal(Session):
     def run_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module], draw_samples: DrawSamples) -> None:
         """Two steps, and sample pictures."""
         self.largest_part = max(self.largest_part, *(4 * _numel(net) for net in nets.values()))
+        measure = partial(self._measure_stage, loop, steps, nets)
+        if loop.stage == 1:
+            self._known.parts("stage 1", self._asked, self.found, measure)
+        else:
+            measure()
+        self.accelerator.free_memory()
+
+    def _measure_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module]) -> None:
         self._trace.begin()
         running = loop.steps()
         next(running)
@@ -218,39 +160,53 @@ class Rehearsal(Session):
         self._note(name, work, steps, "step")
         due = sum(self.recipe.checkpoints.due(step) for step in range(1, steps))
         trace = self._trace
-        self.phases.append(Phase(f"{name}, save", trace.current, trace.reserved, Work(), due, "checkpoint", trace.host))
+        self.found.phases.append(
+            Phase(f"{name}, save", trace.current, trace.reserved, Work(), due, "checkpoint", trace.host)
+        )
         self._note_saved(loop, steps)
         self._draw_samples_of(name, nets, due + 1)
-        self.accelerator.free_memory()
 
     def _draw_samples_of(self, name: str, nets: Mapping[str, nn.Module], times: int) -> None:
         options = self.recipe.sample
         pictures = len(options.prompts) * options.per_prompt
         if not pictures:
             return
-        text = nets.get("text")
-        # A text encoder that is frozen was read anew, even where training holds one; see stages.py.
-        encoder = text.text_encoder if isinstance(text, LiveText) else self._read_anew("text_encoder")
-        parts = {"unet": nets["unet"], "text_encoder": encoder, "vae": self._read_anew("vae")}
+        text, parts = nets.get("text"), {"unet": nets["unet"]}
+        if isinstance(text, LiveText):
+            parts["text_encoder"] = text.text_encoder
         guided = options.guidance_scale > 1
         self._draw(
             f"{name}, samples", parts, min(pictures, _TOGETHER), pictures * times, options.num_inference_steps, guided
         )
 
-    @torch.no_grad()
     def _draw(self, name: str, nets: Mapping[str, Any], together: int, count: int, steps: int, guided: bool) -> None:
-        """A batch of pictures: one of its equal denoising steps, and what comes before and after them."""
-        family, trace, rows = self.base.family, self._trace, together * (1 + guided)
-        trace.begin()
+        """A batch of pictures: one of its equal denoising steps, and what comes before and after them.
+
+        What `nets` lacks comes to the card for as long as it has work; see method/sampling.py.
+        """
+        self._trace.begin()
+        draw = partial(self._draw_batch, nets, together, together * (1 + guided), name != "class predictions")
+        key = that_matters(name, self._asked)
+        denoising = self._trace.once(key, draw, self._known.works)
+        self._note(name, (self._work + denoising.times(steps - 1)).times(1 / together), count, "picture")
+
+    @torch.no_grad()
+    def _draw_batch(self, nets: Mapping[str, Any], together: int, rows: int, pictures: bool) -> Work:
+        """Returns the work of the one step."""
+        family = self.base.family
         with self.accelerator.autocast(), _in_bfloat16(nets["unet"]):
-            states = family.encode_text(self.base.tokenizer, nets["text_encoder"], [""] * rows)
+            encoder = nets.get("text_encoder") or self._read_anew("text_encoder")
+            states = family.encode_text(self.base.tokenizer, encoder, [""] * rows)
+            del encoder
+            gc.collect()  # The libraries' nets hold themselves.
             latents = torch.empty(rows, *self._latent)
             before = self._work
             family.predict(nets["unet"], latents, torch.zeros(rows, dtype=torch.int64), states)
             denoising = self._work - before
-            if "vae" in nets:
-                nets["vae"].decode(latents[:together], return_dict=False)
-        self._note(name, (self._work + denoising.times(steps - 1)).times(1 / together), count, "picture")
+            if pictures:
+                self._read_anew("vae").decode(latents[:together], return_dict=False)
+                gc.collect()
+        return denoising
 
     def _outline_subject(self) -> Subject:
         recipe, side = self.recipe, self._latent[1] * self.base.reduction
@@ -275,15 +231,16 @@ class Rehearsal(Session):
 
     def _read_anew(self, name: str) -> Any:
         base = self.base
-        return getattr(type(base)(base.source, base.folder, base.family, base.resolution, base.reduction), name)
+        found = type(base)(base.source, base.folder, base.family, base.resolution, base.reduction, base.vae_in_tiles)
+        return getattr(found, name)
 
     @property
     def _work(self) -> Work:
-        return Work(self._trace.flops, self._trace.half_flops)
+        return Work(self._trace.flops, self._trace.half_flops, self._trace.copied)
 
     def _note(self, name: str, work: Work, count: int, unit: str) -> None:
         trace = self._trace
-        self.phases.append(Phase(name, trace.peak, trace.reserved, work, count, unit, trace.host_peak))
+        self.found.phases.append(Phase(name, trace.peak, trace.reserved, work, count, unit, trace.host_peak))
 
     def _note_saved(self, loop: StageLoop, steps: int) -> None:
         progress = loop.progress()
@@ -291,7 +248,7 @@ class Rehearsal(Session):
         stage2, result = self.recipe.stage2, files[0]
         if loop.stage == 2 and stage2 and not adapted_parts(stage2):
             result = sum(_bytes(getattr(self.base, name).parameters()) for name in whole_parts(stage2))
-        self.saved.append(Saved(steps, files, result))
+        self.found.saved.append(Saved(steps, files, result))
 
 
 def _shortened(stage: Stage) -> Stage:
