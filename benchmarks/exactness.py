@@ -39,6 +39,14 @@ RUNGS: dict[str, dict[str, Any]] = {
     "adamw8bit, bfloat16, in backward": {"memory.optimizer": "adamw8bit", **HALF, **FUSED},
     "adamw4bit, bfloat16, in backward": {"memory.optimizer": "adamw4bit", **HALF, **FUSED},
     "adafactor, bfloat16, in backward": {"memory.optimizer": "adafactor", **HALF, **FUSED},
+    "adamw, updates clipped": {"memory.clip_updates": True},
+    "adamw8bit, bfloat16, in backward, updates clipped": {
+        "memory.optimizer": "adamw8bit",
+        "memory.clip_updates": True,
+        **HALF,
+        **FUSED,
+    },
+    "adamw, state and activations on the host": {"memory.optimizer_state": "host", "memory.activations": "host"},
 }
 
 
@@ -77,7 +85,7 @@ def measure(bench: Bench, photos: Photos, class_name: str, seed: int, steps: int
             "vit": identity(bench.vit.images(pictures), references),
         }
         print(
-            f"seed {seed}  {name:36}", *(f"{figure}={value:.4f}" for figure, value in found[name].items()), flush=True
+            f"seed {seed}  {name:50}", *(f"{figure}={value:.4f}" for figure, value in found[name].items()), flush=True
         )
     return found
 
@@ -95,7 +103,7 @@ def main() -> None:
     results = {seed: measure(bench, photos, class_name, seed, options.steps) for seed in options.seeds}
     print("\nmean over seeds, and its standard error")
     for name in RUNGS:
-        print(f"{name:36}", end="")
+        print(f"{name:50}", end="")
         for figure in ("loss", "loss_difference", "weights", "vit"):
             values = [found[name][figure] for found in results.values()]
             print(f"  {figure} {np.mean(values):.4f} +- {np.std(values) / math.sqrt(len(values)):.4f}", end="")
