@@ -205,10 +205,7 @@ class _Block:
             torch.empty_strided(kept.size(), kept.stride(), dtype=kept.dtype, device=away.device)
             for kept, away in zip(self._kept, self._away, strict=True)
         ]
-        with copies.after(self.written):
-            for here, kept in zip(room, self._kept, strict=True):
-                here.copy_(kept, non_blocking=True)
-        self._arrived, self._used_backward = copies.mark(), False
+        self._arrived, self._used_backward = copies.begin(room, self._kept, self.written), False
         for tensor, here in zip(self._tensors, room, strict=True):
             tensor.data = here
 
@@ -225,10 +222,7 @@ class _Block:
         read: list[Tensor] = []
         if self._trains and self._used_backward:
             read = [tensor.data for tensor in self._tensors]
-            with copies.after(None):
-                for kept, here in zip(self._kept, read, strict=True):
-                    kept.copy_(here, non_blocking=True)
-            self.written = copies.mark()
+            self.written = copies.begin(self._kept, read)
         self.set_away()
         return read
 
@@ -247,21 +241,23 @@ class _Copies:
     def __init__(self, card: torch.device) -> None:
         self._stream = torch.cuda.Stream(card) if card.type == "cuda" else None
 
-    @contextmanager
-    def after(self, event: Any) -> Iterator[None]:
-        """Within it, copies are made once all that was asked of the GPU so far is done, and `event` has been."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        if event is not None:
-            self._stream.wait_event(event)
-        with torch.cuda.stream(self._stream):
-            yield
+    def begin(self, targets: list[Tensor], sources: list[Tensor], after: Any = None) -> Any:
+        """Copy, once all that was asked of the GPU so far is done, and the event `after` has been.
 
-    def mark(self) -> Any:
-        """An event, when all copies asked for so far are made; None where they are."""
-        return None if self._stream is None else self._stream.record_event()
+        Returns:
+            The event of its end; None where that has been.
+        """
+        if self._stream is None:
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source)
+            return None
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        if after is not None:
+            self._stream.wait_event(after)
+        with torch.cuda.stream(self._stream):
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source, non_blocking=True)
+        return self._stream.record_event()
 
 
 def _wait_for(event: Any) -> None:
@@ -270,10 +266,10 @@ def _wait_for(event: Any) -> None:
 
 
 def _choose(net: nn.Module, share: float) -> list[nn.Module]:
-    """Every so many-th block, counted by their weights."""
+    """Every so many-th block, counted by their bytes."""
     chosen, due = [], 0.0
     for block in _blocks(net):
-        size = sum(parameter.numel() for parameter in block.parameters())
+        size = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
         due += share * size
         if size and due >= size / 2:
             chosen.append(block)
