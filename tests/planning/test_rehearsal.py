@@ -60,6 +60,7 @@ def _phases(rehearsed):
         ({"train": "adapter"}, {"adapter": Adapter(rank=2)}),
         ({}, {"prior": Prior(preserve=True, num_class_images=2)}),
         ({"max_grad_norm": 0.0}, {"memory": Memory(streamed=1, step_in_backward=True)}),
+        ({}, {"memory": Memory(optimizer_state="host", activations="host")}),
     ],
     ids=lambda value: "-".join(value) or "as-it-is",
 )
@@ -106,6 +107,16 @@ def test_stable_diffusion_takes_what_an_independent_study_found(configuration):
     stage = _phases(rehearsed)["stage 2"]
     assert stage.allocated / GIB == pytest.approx(allocated, rel=0.01)
     assert stage.reserved / GIB == pytest.approx(reserved, rel=0.03)
+
+
+def test_with_state_and_activations_on_the_host_it_takes_what_the_study_found():
+    alone = {"prior.preserve": False, "sample.per_prompt": 0, "stage2.batch_size": 1}
+    small = {"memory.weights": "bfloat16", "memory.step_in_backward": True, "stage2.max_grad_norm": 0.0}
+    waiting = {"memory.optimizer_state": "host", "memory.activations": "host", "stage2.gradient_checkpointing": True}
+    rehearsed = rehearse(load_recipe("dreambooth", base="sd15", overrides=alone | small | waiting))
+    stage = _phases(rehearsed)["stage 2"]
+    assert stage.allocated / GIB == pytest.approx(1.70, rel=0.03)
+    assert stage.host / GIB == pytest.approx(6.40 + 0.19, rel=0.03)  # float32 moments, inputs of checkpointed blocks.
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
