@@ -36,8 +36,9 @@ class Memory(Section):
     )
     clip_updates: bool = option(
         False,
-        "AdamW: divide the step of a tensor whose gradient is larger than its second moments have seen by how much "
-        "(StableAdamW, arXiv 2304.13013). Instead of max_grad_norm with step_in_backward; Adafactor always does alike.",
+        "AdamW: divide a tensor's step by how many times larger its gradient is than its second moments have seen, "
+        "where it is (StableAdamW, arXiv 2304.13013): for max_grad_norm, which step_in_backward rules out. Adafactor "
+        "always clips so.",
     )
     activations: Literal["card", "host"] = option(
         "card",
