@@ -15,6 +15,9 @@ from .flags import recipe_flags
 if TYPE_CHECKING:
     from twostage.planning import Phase, Plan
 
+# Bytes a second between a card and pinned host memory: an estimate, three quarters of what these could carry.
+_PCIE = {"PCIe 3 x16": 12e9, "PCIe 4 x16": 24e9}
+
 
 @recipe_flags
 def plan(
@@ -90,17 +93,21 @@ def _whole(card: Any, phase: Phase) -> list[float]:
 def _print_ladder(planned: Plan, vram: str, size: int) -> None:
     from twostage.planning import GIB, fits
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for rung in planned.ladder:
         if rung.rehearsed is None:
-            rows.append((rung.standing.rung.name, "", "", "", rung.standing.rung.price, "not needed"))
+            rows.append((rung.standing.rung.name, "", "", "", "", "", rung.standing.rung.price, "not needed"))
             continue
         phase = rung.rehearsed.decisive
         mark = "<- " if rung is planned.chosen else ""
-        cells = (f"{phase.allocated / GIB:.2f}", phase.name, f"{rung.slower:.2f}x", rung.standing.rung.price)
-        rows.append((rung.standing.rung.name, *cells, mark + fits(phase, size)))
-    headings = ("rung, on top of those above", "peak GiB", "in", "operations", "price", f"fits {vram}")
-    _print_table("the ladder", headings, rows)
+        copies = " / ".join(f"{rung.copied / speed:.2f}" for speed in _PCIE.values()) if rung.copied else ""
+        waiting = max(phase.host for phase in rung.rehearsed.phases)
+        host = f"{waiting / GIB:.2f}" if waiting else ""
+        cells = (f"{phase.allocated / GIB:.2f}", phase.name, host, f"{rung.slower:.2f}x", copies)
+        rows.append((rung.standing.rung.name, *cells, rung.standing.rung.price, mark + fits(phase, size)))
+    copies = f"copies, s a step over {' / '.join(_PCIE)}"
+    headings = ("rung, on top of those above", "peak GiB", "in", "host GiB", "operations", copies, "price")
+    _print_table("the ladder", (*headings, f"fits {vram}"), rows)
     if planned.chosen and planned.chosen.standing.changes:
         typer.echo(f"to fit {vram}, add: {' '.join(_flags(planned))}")
 

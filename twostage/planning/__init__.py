@@ -40,11 +40,13 @@ class Planned:
         standing: the recipe there.
         rehearsed: what it takes; None above the first rung that fits.
         slower: training's operations, as a multiple of those of the recipe as it is.
+        copied: bytes between card and host in a step, the mean over all.
     """
 
     standing: Standing
     rehearsed: Rehearsed | None = None
     slower: float = 0.0
+    copied: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None
         for number, standing in enumerate(standings, 1):
             if chosen is None:
                 found = rehearse(standing.recipe, known) if standing.changes else rehearsed
-                ladder.append(Planned(standing, found, _training(found).flops / _training(rehearsed).flops))
+                work, steps = _training(found)
+                slower = work.flops / _training(rehearsed)[0].flops
+                ladder.append(Planned(standing, found, slower, work.copied // steps))
                 chosen = ladder[-1] if vram and machine.needs(found)[1] * GIB <= vram else None
             else:
                 ladder.append(Planned(standing))
@@ -113,9 +117,7 @@ def check_fits(planned: Plan, vram: str, machine: Machine = CARD) -> None:
         )
 
 
-def _training(rehearsed: Rehearsed) -> Work:
-    total = Work()
-    for phase in rehearsed.phases:
-        if phase.unit == "step":
-            total += phase.work.times(phase.count)
-    return total
+def _training(rehearsed: Rehearsed) -> tuple[Work, int]:
+    """Of all steps together, and how many they are."""
+    stages = [phase for phase in rehearsed.phases if phase.unit == "step"]
+    return sum((phase.work.times(phase.count) for phase in stages), Work()), sum(phase.count for phase in stages)
