@@ -184,15 +184,15 @@ class Fit:
                 break
         else:
             raise UserError(
-                f"{lack}, and nothing on the ladder takes less; it needs a larger {self._limit.machine.name}"
+                f"out of memory in {_named(lack)} on the rung {self._standings[start].rung.name!r}, and nothing "
+                f"further down the ladder takes less; it needs a larger {self._limit.machine.name}. What was done is "
+                "kept for --resume"
             )
         before, after = (self._standings[number].rung.name for number in (start, self._number))
         entry = {"phase": lack.phase, "stage": lack.stage, "step": lack.kept, "from": before, "to": after}
         self._lacked.append(entry)
         told = "; ".join(_shown(standing) for standing in self._standings[start + 1 : self._number + 1])
-        self._display.say(
-            f"out of memory in {_PHASES.get(lack.phase) or lack.phase or 'a stage'}{_where(lack)}: {told}"
-        )
+        self._display.say(f"out of memory in {_named(lack)}{_where(lack)}: {told}")
 
     def _takes(self, number: int, lack: OutOfMemory) -> int:
         """Bytes on a rung of the phase that lacked memory; where the plan has no name for it, of the largest."""
@@ -212,6 +212,10 @@ class Fit:
         if number not in self._found:
             self._found[number] = rehearse(self._standings[number].recipe)
         return self._found[number]
+
+
+def _named(lack: OutOfMemory) -> str:
+    return _PHASES.get(lack.phase) or lack.phase or "a stage"
 
 
 def _shown(standing: Standing) -> str:

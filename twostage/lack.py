@@ -64,8 +64,10 @@ def _says_so(error: BaseException) -> bool:
 
 def _is_full() -> bool:
     """Whether the system gives this process no more."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return False
     try:
-        mmap.mmap(-1, _PROBE).close()
+        mmap.mmap(-1, _PROBE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except OSError:
         return True
     return False
