@@ -1,13 +1,15 @@
-"""The U-Net's forward and backward pass alone, as diffusers and torch do it: what no trainer of it can leave out.
+"""The forward and backward pass alone, as diffusers, transformers and torch do it: what no trainer can leave out.
 
-    python benchmarks/floor.py BASE --resolution 512 --batch 1 --steps 20 --precision bf16 [--unet-learns]
+    python benchmarks/floor.py BASE --resolution 512 --batch 1 --steps 20 --precision bf16 [--learns unet]
 
-Run by `speed.py`, under `stopwatch.py`: an optimizer of one number says when a step is over.
+The passes are the U-Net's; where a token learns, also those of the text encoder, to its embedding. Run by `speed.py`,
+under `stopwatch.py`: an optimizer of one number says when a step is over.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -17,6 +19,10 @@ from twostage.machine import usual_device
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def _asks_for_gradients(module: Any, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+    return embedded.requires_grad_()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
@@ -24,20 +30,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--precision", choices=PRECISIONS, default="no")
-    parser.add_argument("--unet-learns", action="store_true", help="else the gradient is that of the prompts alone")
+    parser.add_argument("--learns", choices=("unet", "token", "adapter"), required=True)
     given = parser.parse_args()
     base, device, dtype = load_base(given.base), torch.device(usual_device()), PRECISIONS[given.precision]
     # Frozen weights are kept in the precision of the pass, as all trainers keep them.
-    unet = base.unet.to(device, None if given.unet_learns else dtype).requires_grad_(given.unet_learns)
+    whole = given.learns == "unet"
+    unet = base.unet.to(device, None if whole else dtype).requires_grad_(whole)
+    if given.learns == "token":
+        base.text_encoder.to(device, dtype).get_input_embeddings().register_forward_hook(_asks_for_gradients)
+    prompts = [f"a photo of thing number {number}" for number in range(given.batch)]
     side, width = given.resolution // base.reduction, unet.config.cross_attention_dim
     noisy = torch.randn(given.batch, unet.config.in_channels, side, side, device=device)
-    states = torch.randn(given.batch, 77, width, device=device, requires_grad=not given.unet_learns)
+    states = torch.randn(given.batch, 77, width, device=device, requires_grad=not whole)
     timesteps = torch.randint(0, 1000, (given.batch,), device=device)
     number = torch.nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([number])
     number.grad = torch.zeros(())
     for _ in range(given.steps):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if given.learns == "token":
+                states = base.family.encode_text(base.tokenizer, base.text_encoder, prompts)
             predicted = base.family.predict(unet, noisy, timesteps, states)
         predicted.float().square().mean().backward()
         unet.zero_grad()
