@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from twostage.recipe_memory import Memory
@@ -30,7 +31,7 @@ class Speed(Section):
     )
 
 
-def speed_conflict(speed: Speed, memory: Memory, stages: list[tuple[str, Stage]], fit: str) -> str | None:
+def speed_conflict(speed: Speed, memory: Memory, stages: Sequence[tuple[str, Stage]], fit: str) -> str | None:
     """Why options of [speed] do not go with the rest of a recipe, if they do not: one line.
 
     Args:
@@ -51,7 +52,7 @@ def speed_conflict(speed: Speed, memory: Memory, stages: list[tuple[str, Stage]]
     return _graphs_conflict(memory, stages, fit) if speed.compile == "graphs" else None
 
 
-def _graphs_conflict(memory: Memory, stages: list[tuple[str, Stage]], fit: str) -> str | None:
+def _graphs_conflict(memory: Memory, stages: Sequence[tuple[str, Stage]], fit: str) -> str | None:
     asked, instead = "speed.compile = 'graphs' replays one step as it was", "use 'blocks'"
     if fit == "bucket":
         return f"{asked}, and data.fit = 'bucket' gives steps several shapes; {instead}"
