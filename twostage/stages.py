@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from twostage.errors import UserError
 from twostage.families import Base
@@ -41,7 +41,7 @@ from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
-from twostage.method.sampling import assemble, check_steps, draw
+from twostage.method.sampling import Encode, assemble, check_steps, draw
 from twostage.method.selfcheck import check_token
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage, Stage1, Stage2
@@ -207,7 +207,7 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     updates = Updates(keeping=keeping(session.recipe.memory, nets.values(), session.device))
     loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates, streaming)
     _compile(session, loop, base.unet)
-    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.rows))
+    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.encode))
     rows = learner.rows.detach()
     # Stage 2 builds on the originals, not on what stage 1 may have rounded or quantised.
     base.release("unet", "text_encoder")
@@ -238,9 +238,7 @@ def _place_frozen(session: Session, base: Base) -> None:
 
 def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subject, prior: ClassSamples | None) -> None:
     """Stage 2, and its result: what it trained, in the layout of diffusers and transformers, or of PEFT."""
-    rows, text = None, _text(session, options, base, subject, prior.prompts if prior else [])
-    if subject.placeholders:
-        rows = base.text_encoder.get_input_embeddings().weight[subject.placeholders.token_ids].cpu()
+    text = _text(session, options, base, subject, prior.prompts if prior else [])
     live = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer} if trains(text) else {}
     if not live:
         base.release("text_encoder", "tokenizer")
@@ -262,7 +260,7 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2), kept)
     loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates, streaming=streaming)
     _compile(session, loop, base.unet)
-    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, rows, **live))
+    session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, text, **live))
     if session.is_main:
         with session.phase("save"), quiet():
             if subject.placeholders and live:
@@ -313,29 +311,35 @@ def _text(session: Session, options: Stage2, base: Base, subject: Subject, prior
     if trains(open_for_training(base, "text_encoder", options, recipe.adapter, recipe.seed)):
         return LiveText(base, subject.expand)
     prompts = list(dict.fromkeys(subject.prompts + prior_prompts))
+    drawn = [prompt for prompt in ["", *_sample_prompts(session, subject)] if prompt not in prompts]
     with session.phase("encode_prompts"):
-        return EncodedText(encode_prompts(base, prompts, subject.expand, session.device))
+        # Apart from each other, so that what trains does not depend on what is drawn.
+        states = [encode_prompts(base, some, subject.expand, session.device) for some in (prompts, drawn)]
+    return EncodedText(states[0] | states[1])
 
 
-def _sampler(session: Session, base: Base, subject: Subject, rows: Tensor | None, **live: Any) -> DrawSamples:
-    """Draws the recipe's sample pictures with the U-Net and the rows as they are when it is called.
+def _sample_prompts(session: Session, subject: Subject) -> list[str]:
+    options = session.recipe.sample
+    return [text.replace("{}", subject.phrase) for text in options.prompts if options.per_prompt]
 
-    What training has dropped is read from disk for as long as the drawing takes; a text encoder that trains is given,
-    with its tokenizer, and knows the rows.
+
+def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **live: Any) -> DrawSamples:
+    """Draws the recipe's sample pictures with the nets and the rows as they are when it is called.
+
+    The VAE, which training has dropped, is read from disk for as long as the drawing takes. A text encoder that trains
+    is given, with its tokenizer; else `encode` tells the states of prompts.
     """
     options = session.recipe.sample
-    prompts = [text.replace("{}", subject.phrase) for text in options.prompts for _ in range(options.per_prompt)]
+    prompts = [prompt for prompt in _sample_prompts(session, subject) for _ in range(options.per_prompt)]
     seeds = [session.recipe.seed + index for _ in options.prompts for index in range(options.per_prompt)]
     side = session.recipe.data.resolution or base.resolution
 
     def draw_samples() -> list[Image.Image]:
-        embedding = None
-        if rows is not None and subject.placeholders and not live:
-            embedding = subject.placeholders.split(rows.detach().cpu())
-        pipeline = assemble(base, embedding=embedding, unet=base.unet, **live)
+        pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
         # The rest of the pipeline is float32.
         halved = base.unet.dtype == torch.bfloat16
         with interpreted(base.unet), torch.autocast(session.device.type, torch.bfloat16, enabled=halved):
-            return draw(pipeline, prompts, seeds, options, side, device=session.device)
+            told = None if live else encode
+            return draw(pipeline, prompts, seeds, options, side, device=session.device, encode=told)
 
     return draw_samples

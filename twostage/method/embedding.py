@@ -36,15 +36,19 @@ class EmbeddingLearner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,)."""
-        text_encoder, unet = self._frozen
-        prompts = list(dict.fromkeys(batch.prompts))
-        with placed_rows(text_encoder, self._placeholder.token_ids, self.rows):
-            expanded = [self._placeholder.expand(prompt) for prompt in prompts]
-            states = self._family.encode_text(self._tokenizer, text_encoder, expanded)
-        states = states[[prompts.index(prompt) for prompt in batch.prompts]]
-        predict = partial(predict_as_kept, self._family, unet, states=states)
+        _, unet = self._frozen
+        predict = partial(predict_as_kept, self._family, unet, states=self.encode(batch.prompts))
         asked = batch.question(self._noise_scheduler)
         return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """States of prompts, (len(prompts), tokens, D), with the rows as they are."""
+        text_encoder, _ = self._frozen
+        different = list(dict.fromkeys(prompts))
+        with placed_rows(text_encoder, self._placeholder.token_ids, self.rows):
+            expanded = [self._placeholder.expand(prompt) for prompt in different]
+            states: Tensor = self._family.encode_text(self._tokenizer, text_encoder, expanded)
+        return states[[different.index(prompt) for prompt in prompts]]
 
     @torch.no_grad()
     def pull_norm(self, learning_rate: float) -> None:

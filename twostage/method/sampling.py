@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Pictures denoised together.
 _TOGETHER = 8
+Encode = Callable[[list[str]], Tensor]
 
 
 def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **components: Any) -> StableDiffusionPipeline:
@@ -86,6 +87,7 @@ def draw(
     *,
     together: int = _TOGETHER,
     device: torch.device | None = None,
+    encode: Encode | None = None,
 ) -> list[Image.Image]:
     """One picture for each prompt and its seed.
 
@@ -100,12 +102,14 @@ def draw(
         together: pictures a batch; fewer where there is too little memory for so many.
         device: where the U-Net is; text encoder and VAE come there for as long as they have work, one after the other,
             if they wait on the host. The U-Net's own when not given.
+        encode: prompts, and the empty one -> their states, (len(prompts), tokens, D); then the pipeline needs neither
+            text encoder nor tokenizer.
     """
     device = device or pipeline.unet.device
     pictures: list[Image.Image] = []
     while len(pictures) < len(prompts):
         batch = slice(len(pictures), len(pictures) + together)
-        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side, device)
+        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side, device, encode)
         if drawn is None:
             together = -(-len(prompts[batch]) // 2)
             give_back()
@@ -120,13 +124,13 @@ def _draw_together(
     options: Sample,
     side: int,
     device: torch.device,
+    encode: Encode | None,
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
     guided = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
     try:
         with quiet(), _in_eval_mode(pipeline), torch.no_grad():
-            with visiting(pipeline.text_encoder, device):
-                states = pipeline.encode_prompt(list(prompts), device, 1, guided)
+            states = _encode(pipeline, prompts, device, guided, encode)
             with _without(pipeline, "text_encoder", "vae"):
                 latents = _denoise(pipeline, states, seeds, options, side)
             with visiting(pipeline.vae, device):
@@ -139,6 +143,18 @@ def _draw_together(
             raise
         return None
     return drawn
+
+
+def _encode(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], device: torch.device, guided: bool, encode: Encode | None
+) -> tuple[Tensor, Tensor | None]:
+    """States of the prompts and, where they guide, as many of the empty one."""
+    if encode is None:
+        with visiting(pipeline.text_encoder, device):
+            stock: tuple[Tensor, Tensor | None] = pipeline.encode_prompt(list(prompts), device, 1, guided)
+        return stock
+    states = encode([*prompts, ""]).to(device, torch.float32)
+    return states[:-1], states[-1:].repeat(len(prompts), 1, 1) if guided else None
 
 
 def _denoise(

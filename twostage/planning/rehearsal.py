@@ -19,7 +19,7 @@ from twostage.memory.simulator import simulation
 from twostage.memory.storages import StorageTrace
 from twostage.memory.streaming import streamed
 from twostage.method.class_samples import ClassSamples
-from twostage.method.denoiser import LiveText, adapted_parts, whole_parts
+from twostage.method.denoiser import EncodedText, LiveText, adapted_parts, whole_parts
 from twostage.method.loop import StageLoop
 from twostage.planning.outlined import OutlinedBase, OutlinedExamples, outline_base, outline_placeholders
 from twostage.planning.phases import Known, Parts, Phase, Rehearsed, Saved, Work, that_matters
@@ -171,9 +171,11 @@ class Rehearsal(Session):
         pictures = len(options.prompts) * options.per_prompt
         if not pictures:
             return
-        text, parts = nets.get("text"), {"unet": nets["unet"]}
+        text, parts = nets.get("text"), {name: net for name, net in nets.items() if name != "text"}
         if isinstance(text, LiveText):
             parts["text_encoder"] = text.text_encoder
+        elif isinstance(text, EncodedText):
+            parts["states"] = text.states
         guided = options.guidance_scale > 1
         self._draw(
             f"{name}, samples", parts, min(pictures, _TOGETHER), pictures * times, options.num_inference_steps, guided
@@ -195,9 +197,12 @@ class Rehearsal(Session):
         """Returns the work of the one step."""
         family = self.base.family
         with self.accelerator.autocast(), _in_bfloat16(nets["unet"]):
-            encoder = nets.get("text_encoder") or self._read_anew("text_encoder")
-            states = family.encode_text(self.base.tokenizer, encoder, [""] * rows)
-            del encoder
+            if "states" in nets:
+                states = nets["states"][:1].repeat(rows, 1, 1)
+            else:
+                encoder = nets.get("text_encoder") or self._read_anew("text_encoder")
+                states = family.encode_text(self.base.tokenizer, encoder, [""] * rows)
+                del encoder
             gc.collect()  # The libraries' nets hold themselves.
             latents = torch.empty(rows, *self._latent)
             before = self._work
