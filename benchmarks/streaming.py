@@ -103,6 +103,7 @@ def measure(name: str, share: float, steps: int) -> dict[str, Any]:
     base = RandomBase(found.source, found.folder, found.family, found.resolution, found.reduction)
     gc.collect()  # accelerate ties the last run's learner into a cycle.
     torch.cuda.empty_cache()
+    torch.manual_seed(0)
     session = Timed(recipe, base)
     learn_denoiser(session, recipe.stage2, base, session.subject, None)
     return {
