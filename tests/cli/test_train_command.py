@@ -1,5 +1,7 @@
 """`twostage train` refuses what cannot work in one line, before anything is loaded or written."""
 
+import sys
+
 import pytest
 
 
@@ -23,6 +25,18 @@ import pytest
         ("dreambooth photos --class bag --prior.source pictures", "must be 'images' or 'predictions'"),
         ("dreambooth photos --class bag --text-encoder-lr 1e-6", "train_text_encoder = false"),
         ("two-stage photos --class bag --mixed-precision bfloat16", "did you mean bf16?"),
+        ("two-stage photos --class bag --vram lots", "--vram 'lots' is no size of memory; write it as 8GB"),
+        ("two-stage photos --class bag --vram 0GB", "--vram '0GB' is no size of memory"),
+        ("two-stage photos --class bag --vram 8GB", "photos does not exist"),
+        ("two-stage photos --class bag --memory.weights float16", "must be 'float32' or 'bfloat16'"),
+        (
+            "two-stage photos --class bag --memory.weights bfloat16 --mixed-precision fp16",
+            "does not go with mixed_precision = 'fp16'",
+        ),
+        (
+            "two-stage photos --class bag --memory.step-in-backward --stage2.max-grad-norm 0 --mixed-precision fp16",
+            "cannot skip a step that overflows",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line(mistake, arguments, expected):
@@ -51,6 +65,38 @@ def test_a_prior_that_cannot_be_made_is_refused_before_a_run_folder_is_made(
 ):
     assert expected in mistake("train", "dreambooth", photos, "--base", tiny_base, *arguments.split())
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--memory.attention xformers", "memory.attention = 'xformers' cannot be had here"),
+        ("--mixed-precision fp16", "needs a GPU"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_before_a_run_folder_is_made(mistake, photos, flags, expected):
+    assert expected in mistake("train", "textual-inversion", photos, *flags.split(), "--class", "bag")
+
+
+def test_memory_that_nothing_fits_gets_the_smallest_that_would_do(twostage, photos, tiny_base, tmp_path):
+    low = "--gradient-checkpointing --mixed-precision bf16 --train-batch-size 1 --sample.per-prompt 0"
+    low += " --memory.vae-tiling --memory.frozen-base 4bit --memory.activations host --memory.streamed 1"
+    before = sorted(tmp_path.rglob("*"))
+    chosen = ["--base", tiny_base, "--class", "bag", "--vram", "0.5GB"]
+    result = twostage("train", "textual-inversion", photos, *chosen, *low.split())
+    assert result.exit_code == 2
+    assert "--vram 0.5GB: nothing on the ladder makes this fit; the smallest memory" in result.stderr.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_optimizers_in_8_and_4_bits_need_no_library(twostage, photos, tiny_base, monkeypatch):
+    for library in ("bitsandbytes", "torchao"):
+        monkeypatch.setitem(sys.modules, library, None)  # Importing it is an ImportError.
+    flags = "--class bag --stage2.steps 1 --sample.per-prompt 0 --stage1.steps 1".split()
+    for optimizer in ("adamw8bit", "adamw4bit"):
+        chosen = ["--optimizer", optimizer, "--base", tiny_base, "-o", optimizer]
+        result = twostage("train", "two-stage", photos, *flags, *chosen)
+        assert result.exit_code == 0, result.output
 
 
 def test_mistakes_in_flags_are_reported_together(twostage):
