@@ -60,7 +60,7 @@ class Session:
         self.tracking = Tracking(self.accelerator, recipe)
         self.display = display if self.is_main else Display()
         self.device: torch.device = self.accelerator.device
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and prediction is None:  # Where memory is to be fitted, all that is free counts.
             keep_freed_memory()
         set_precision(recipe.speed, self.device)
         self.reached_stage = 0
