@@ -20,6 +20,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.memory.frozen import place_frozen
 from twostage.method.selfcheck import SelfCheck
+from twostage.planning.phases import Known
 from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Adapter, Memory, Recipe, Sample, Stage1, Stage2
 from twostage.run import generate, train
@@ -215,12 +216,22 @@ def test_a_changed_code_fails_the_check_of_what_is_frozen() -> None:
 
 
 def test_a_step_takes_less_memory_the_fewer_the_bits(tiny_recipe: Recipe) -> None:
-    taken = {}
+    taken, known = {}, Known()
     for kept in ("full", *FORMS):
-        phases = {phase.name: phase.allocated for phase in rehearse(quantised(tiny_recipe, kept)).phases}
+        phases = {phase.name: phase.allocated for phase in rehearse(quantised(tiny_recipe, kept), known).phases}
         taken[kept] = phases["stage 1"], phases["stage 2"]
     for stage in (0, 1):
         assert taken["full"][stage] > taken["8bit"][stage] > taken["4bit"][stage]
+
+
+def test_stage_2_counts_nothing_of_stage_1(tiny_recipe: Recipe) -> None:
+    both = quantised(tiny_recipe, "8bit", {"train": "unet"})
+    (after, alone) = (
+        rehearse(recipe).phases
+        for recipe in (both, without(tiny_recipe, stage1=None, stage2=both.stage2, sample=both.sample))
+    )
+    found = [phase.allocated for phases in (after, alone) for phase in phases if phase.name == "stage 2"]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_a_u_net_that_trains_whole_is_not_to_be_quantised() -> None:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from torch.utils._python_dispatch import _disable_current_modes
 
 from twostage.errors import UserError
 from twostage.families import Base, load_base
 from twostage.memory import adafactor, adamw
 from twostage.memory.ladder import climb
-from twostage.memory.simulator import collected_on_demand
+from twostage.memory.simulator import card_autocast, collected_on_demand
 from twostage.memory.storages import StorageTrace
 from twostage.planning.outlined import OutlinedBase, known_bases, outline_base
 from twostage.planning.phases import Known
@@ -26,7 +27,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 def _really(recipe):
     """What the same stages take on real tensors."""
     base = load_base(recipe.base)
-    with collected_on_demand(), StorageTrace() as trace:
+    with collected_on_demand(), card_autocast(), StorageTrace() as trace:
 
         class RealBase(OutlinedBase):
             """With its weights, which no operation makes; prompts are not read all the same."""
@@ -34,7 +35,8 @@ def _really(recipe):
             def _component(self, name):
                 if name == "tokenizer":
                     return super()._component(name)
-                net = Base._component(self, name)
+                with _disable_current_modes():  # A file is read on the host.
+                    net = Base._component(self, name)
                 trace.watch([*net.parameters(), *net.buffers()])
                 return net
 
@@ -61,6 +63,12 @@ def _phases(rehearsed):
         ({}, {"prior": Prior(preserve=True, num_class_images=2)}),
         ({"max_grad_norm": 0.0}, {"memory": Memory(streamed=1, step_in_backward=True)}),
         ({}, {"memory": Memory(optimizer_state="host", activations="host")}),
+        (
+            {"max_grad_norm": 0.0, "gradient_checkpointing": True},
+            {"memory": Memory(optimizer="adamw8bit", weights="bfloat16", step_in_backward=True)},
+        ),
+        ({}, {"memory": Memory(optimizer="adafactor", weights="bfloat16"), "mixed_precision": "bf16"}),
+        ({"train": "adapter"}, {"adapter": Adapter(rank=2), "memory": Memory(frozen_base="4bit")}),
     ],
     ids=lambda value: "-".join(value) or "as-it-is",
 )

@@ -35,7 +35,7 @@ def simulation() -> Iterator[StorageTrace]:
     """
     with ExitStack() as modes:
         fake = modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        modes.enter_context(_card_autocast())
+        modes.enter_context(card_autocast())
         modes.enter_context(_conversions_in_place())
         modes.enter_context(collected_on_demand())
         trace = StorageTrace(RememberedShapes(fake))
@@ -128,7 +128,7 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _card_autocast() -> Iterator[None]:
+def card_autocast() -> Iterator[None]:
     """Within it, autocast on the CPU leaves to float32 what CUDA's does.
 
     The functions are replaced, since a mode for functions is off wherever checkpointing computes a second time.

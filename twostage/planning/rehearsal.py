@@ -171,7 +171,8 @@ class Rehearsal(Session):
         pictures = len(options.prompts) * options.per_prompt
         if not pictures:
             return
-        text, parts = nets.get("text"), {name: net for name, net in nets.items() if name != "text"}
+        text = nets.get("text")
+        parts: dict[str, Any] = {name: net for name, net in nets.items() if name != "text"}
         if isinstance(text, LiveText):
             parts["text_encoder"] = text.text_encoder
         elif isinstance(text, EncodedText):
