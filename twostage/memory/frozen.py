@@ -174,11 +174,10 @@ def _geometry(layer: nn.Conv2d) -> tuple[Any, Any, Any, int]:
     return layer.stride, layer.padding, layer.dilation, layer.groups
 
 
-_EIGHT, _FOUR = _EightBits(), _FourBits()
-_FORMS: dict[str, Mapping[type[nn.Module], _Form]] = {
+_FORMS: dict[str, Mapping[type[nn.Module], type[_Form]]] = {
     "full": {},
-    "8bit": {nn.Linear: _EIGHT, nn.Conv2d: _EIGHT},
-    "4bit": {nn.Linear: _FOUR, nn.Conv2d: _EIGHT},
+    "8bit": {nn.Linear: _EightBits, nn.Conv2d: _EightBits},
+    "4bit": {nn.Linear: _FourBits, nn.Conv2d: _EightBits},
 }
 _LAYERS: dict[type[nn.Module], type[_FrozenLayer]] = {nn.Linear: _FrozenLinear, nn.Conv2d: _FrozenConv2d}
 
@@ -202,7 +201,9 @@ def place_frozen(
         dtype: float32, bfloat16 or float16.
         casting: the layers that take `dtype`, where the others stay float32.
     """
-    forms = _FORMS[kept]
+    # Made for each net: what they hold on the device goes with it, and a simulation's with the simulation.
+    made = {kind: kind() for kind in set(_FORMS[kept].values())}
+    forms = {kind: made[form] for kind, form in _FORMS[kept].items()}
     for layer in list(net.modules()):
         if (form := forms.get(type(layer))) and not _is_padded_otherwise(layer):
             # As torch's own parametrizations do it: names, hooks and whoever holds the layer stay as they are.
