@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from twostage.errors import UserError
 from twostage.planning.rehearsal import Phase, Rehearsed
 from twostage.recipe import Recipe
 
 GIB = 1 << 30
-# What a card holds beside what torch reserves, in GiB: the driver's context and the libraries' workspaces. The smaller
-# is that of lazily loaded modules and capped workspaces, the larger what published totals of Stable Diffusion 1.5
-# exceed simulated ones by, 1.3 to 1.6 (float16 and float32, ShivamShrirao/diffusers).
-OVERHEAD = (0.6, 1.5)
+_MEASURED = json.loads((Path(__file__).parent / "overhead.json").read_text(encoding="utf-8"))
+# What a card holds beside what torch reserves, at least and as a rule, in GiB: the driver's context and the libraries'
+# workspaces. The file says where the figures come from.
+OVERHEAD = (_MEASURED["least"], _MEASURED["usual"])
 # GiB of a process that trains on a CPU, beside its tensors; and as a rule a tenth of these more, for what operations
 # take for themselves and what the heap cannot give back.
 PROCESS = (0.6, 1.0)
