@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from twostage.display import Display
 from twostage.errors import UserError
+from twostage.machine import compute_capability, has_fast_bfloat16, usual_device
 from twostage.memory.ladder import Standing, climb
 from twostage.planning.cards import Card, known_cards
 from twostage.planning.outlined import outline_base
@@ -24,6 +27,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Planned",
+    "card_here",
     "card_needs",
     "fits",
     "known_cards",
@@ -97,6 +101,12 @@ def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None
             update(number)
     side = recipe.data.resolution or base.resolution
     return Plan(rehearsed, room(recipe, rehearsed, side), ladder, chosen, base.trains)
+
+
+def card_here() -> Machine:
+    """A card of any size; where this machine has one, it is known whether that is fast at bfloat16."""
+    device = torch.device(usual_device())
+    return replace(CARD, fast_bfloat16=has_fast_bfloat16(compute_capability(device)))
 
 
 def smallest(ladder: list[Planned], machine: Machine = CARD) -> int:
