@@ -37,6 +37,7 @@ class RememberedShapes:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
+        self._alike: dict[str, Any] | None = None
         self._kinds: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -93,9 +94,7 @@ class RememberedShapes:
             return func(*args, **kwargs)
         with in_kernel_invocation_manager(self._mode):
             out = func(*args, **kwargs)
-        if isinstance(out, Tensor):
-            return FakeTensor(self._mode, out, _CPU)
-        return type(out)(FakeTensor(self._mode, part, _CPU) for part in out)
+        return self._fake(out) if isinstance(out, Tensor) else type(out)(self._fake(part) for part in out)
 
     def _made(self, result: Any) -> Any:
         kind, parts = result
@@ -104,8 +103,19 @@ class RememberedShapes:
                 torch.empty_strided(part[0], part[1], dtype=part[2], device="meta") if type(part) is tuple else part
                 for part in parts
             ]
-        made = [FakeTensor(self._mode, part, _CPU) if isinstance(part, Tensor) else part for part in made]
+        made = [self._fake(part) if isinstance(part, Tensor) else part for part in made]
         return made[0] if kind is None else kind(made)
+
+    def _fake(self, tensor: Tensor) -> FakeTensor:
+        """Of a tensor on the meta device: what `FakeTensor(mode, tensor, cpu)` makes, a third of whose time goes into
+        checks and into attributes that are all alike."""
+        if self._alike is None:
+            fake = FakeTensor(self._mode, tensor, _CPU)
+            self._alike = dict(vars(fake))
+            return fake
+        fake = Tensor._make_subclass(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=_CPU)
+        vars(fake).update(self._alike)
+        return fake
 
 
 def _asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
