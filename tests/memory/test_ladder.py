@@ -34,3 +34,12 @@ def test_as_many_photos_make_a_step_however_they_are_added_up():
             break
         for stage in (standing.recipe.stage1, standing.recipe.stage2):
             assert stage.batch_size * stage.gradient_accumulation_steps == 4
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "adamw4bit", "adafactor"])
+def test_no_rung_gives_an_optimizer_more_state_than_it_has(kind):
+    states = ["adamw", "adamw8bit", "adamw4bit", "adafactor"]
+    recipe = load_recipe("two-stage", base="sd15", overrides={"memory.optimizer": kind})
+    chosen = [states.index(standing.recipe.memory.optimizer) for standing in climb(recipe)]
+    assert chosen == sorted(chosen)
+    assert chosen[-1] == states.index("adafactor")

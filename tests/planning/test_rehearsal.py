@@ -188,7 +188,7 @@ def test_equal_moves_are_followed_once_and_count_as_if_each_were(tiny_recipe, mo
 @pytest.mark.parametrize(
     ("name", "rungs"),
     [
-        ("two-stage", ("step in the backward pass", "4-bit AdamW", "all of the U-Net's blocks streamed")),
+        ("two-stage", ("step in the backward pass", "Adafactor", "all of the U-Net's blocks streamed")),
         ("dreambooth", ("the recipe as it is", "gradient checkpointing")),
         ("two-stage-lora", ("bfloat16", "8-bit AdamW")),
     ],
