@@ -338,7 +338,8 @@ def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **l
         pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
         # The rest of the pipeline is float32.
         halved = base.unet.dtype == torch.bfloat16
-        with interpreted(base.unet), torch.autocast(session.device.type, torch.bfloat16, enabled=halved):
+        precision = torch.autocast(session.device.type, torch.bfloat16) if halved else nullcontext()
+        with interpreted(base.unet), precision:
             told = None if live else encode
             return draw(pipeline, prompts, seeds, options, side, device=session.device, encode=told)
 
