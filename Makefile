@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.installed  ## learn a subject from four pictures of it, and draw it in new places
 	$(BIN)/twostage demo
 
+# Each test computes on one thread; a worker holds about 1.5 GB.
 test: $(VENV)/.installed-dev  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev  ## every check but the tests
 	$(BIN)/ruff check

@@ -320,9 +320,7 @@ def checkpoint_name(stage: int, step: int) -> str:
 
 def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors takes them: those in another order in memory are copied, beside a GPU."""
-    return {
-        name: tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for name, tensor in tensors.items()
-    }
+    return {name: tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _place(path: Path) -> Place:
