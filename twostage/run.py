@@ -93,7 +93,6 @@ def train(
         if parent:
             parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
-    with session.phase("load"):
         session.begin(base, subject.photos, held_out, class_images, parent)
     prior = prepare_class(session, base, class_images)
     with session.training():
