@@ -15,8 +15,7 @@ import torch
 
 from twostage.families import load_base
 from twostage.machine import usual_device
-
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from twostage.method.precision import number_format
 
 
 def _asks_for_gradients(module: Any, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
@@ -29,10 +28,10 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--precision", choices=PRECISIONS, default="no")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--learns", choices=("unet", "token", "adapter"), required=True)
     given = parser.parse_args()
-    base, device, dtype = load_base(given.base), torch.device(usual_device()), PRECISIONS[given.precision]
+    base, device, dtype = load_base(given.base), torch.device(usual_device()), number_format(given.precision)
     # Frozen weights are kept in the precision of the pass, as all trainers keep them.
     whole = given.learns == "unet"
     unet = base.unet.to(device, None if whole else dtype).requires_grad_(whole)

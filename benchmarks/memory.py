@@ -1,6 +1,6 @@
 """What each rung of the memory ladder takes on this machine, beside what `twostage plan` predicts.
 
-    python benchmarks/memory.py [--base sd15 sdxl] [--rungs TEXT ...] [--write] [--json FILE]
+    python -m benchmarks.memory [--base sd15 sdxl] [--rungs TEXT ...] [--write] [--json FILE]
 
 On a GPU: Stable Diffusion 1.5 at 512 and 768 pixels and XL at 1024, random weights of the published sizes, `two-stage`
 with batches of one, nothing downloaded. Each rung runs the product's own stages in a process of its own, and what
@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
+from benchmarks.with_values import RandomBase, WithValues
 from twostage.memory.ladder import climb
 from twostage.memory.simulator import collected_on_demand
 from twostage.memory.storages import StorageTrace
-from twostage.planning.outlined import OutlinedBase, outline_base
 from twostage.planning.phases import Known, Phase
 from twostage.planning.rehearsal import Rehearsal, rehearse
 from twostage.planning.room import GIB
@@ -52,32 +51,11 @@ _HOW = {
 }
 
 
-class RealBase(OutlinedBase):
-    """A base of random weights; prompts are not read."""
+class OnCard(WithValues):
+    """Measures what it runs on the GPU."""
 
-    trace: StorageTrace | None = None
-
-    def _component(self, name: str) -> Any:
-        if name not in self._loaded and name != "tokenizer":
-            net = self.outline(name).to_empty(device="cpu").requires_grad_(False).eval()
-            for tensor in (*net.parameters(), *net.buffers()):
-                if tensor.is_floating_point():
-                    tensor.data.normal_(0, 0.02)
-                else:
-                    tensor.data.zero_()
-            if self.trace:
-                self.trace.watch([*net.parameters(), *net.buffers()])
-            self._loaded[name] = net
-        return super()._component(name)
-
-
-class OnCard(Rehearsal):
-    """A session that runs what it is given on the GPU, and measures it there."""
-
-    def __init__(self, recipe: Recipe, base: OutlinedBase) -> None:
-        super().__init__(recipe, base, StorageTrace())
-        self.accelerator = Accelerator(mixed_precision=self.recipe.mixed_precision)
-        self.device = self.accelerator.device
+    def __init__(self, recipe: Recipe, base: RandomBase) -> None:
+        super().__init__(recipe, base)
         self.measured: dict[str, dict[str, float]] = {}
 
     def run_stage(self, loop: Any, steps: int, nets: Mapping[str, Any], draw_samples: Any) -> None:
@@ -106,11 +84,9 @@ class OnCard(Rehearsal):
 
 def measure(recipe: Recipe) -> dict[str, dict[str, float]]:
     """What the stages of a recipe take here, by phase."""
-    outline = outline_base(recipe.base)
-    base = RealBase(outline.source, outline.folder, outline.family, outline.resolution, outline.reduction)
     on_card = torch.cuda.is_available()
     with nullcontext() if on_card else collected_on_demand(), nullcontext() if on_card else StorageTrace() as trace:
-        base.trace = trace
+        base = RandomBase.of(recipe.base, trace=trace)
         session = OnCard(recipe, base) if on_card else Rehearsal(recipe, base, trace)
         recipe = session.recipe
         if recipe.stage1:

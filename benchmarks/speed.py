@@ -226,12 +226,11 @@ def compare(name: str, steps: Runs, whole: Runs, in_turns: bool) -> dict[str, An
     for trainer, runs in steps.items():
         own = {key: float(np.median(np.concatenate([run[key] for run in runs]))) for key in ("seconds", "cpu_seconds")}
         alone = whole.get(trainer, [])
-        own |= {"wall_seconds": statistics.median(run["wall_seconds"] for run in alone)} if alone else {}
-        own |= (
-            {key: max(run[key] for run in alone) for key in FIGURES if key.startswith("peak") and key in alone[0]}
-            if (alone)
-            else {}
-        )
+        if alone:
+            own["wall_seconds"] = statistics.median(run["wall_seconds"] for run in alone)
+            own |= {
+                key: max(run[key] for run in alone) for key in FIGURES if key.startswith("peak") and key in alone[0]
+            }
         row[trainer] = own
         if trainer != "diffusers":
             row[f"diffusers by {trainer}"] = {

@@ -19,23 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from benchmarks.with_values import RandomBase, WithValues
+from twostage.gauge import GIB
 from twostage.machine import describe, usual_device
-from twostage.memory.storages import StorageTrace
 from twostage.method.loop import StageLoop
-from twostage.planning.outlined import OutlinedBase, outline_base
-from twostage.planning.rehearsal import Rehearsal, rehearse
-from twostage.quiet import quiet
+from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Recipe
 from twostage.recipe_file import load_recipe
 from twostage.session import DrawSamples
 from twostage.stages import learn_denoiser
 
 WARM_UP = 2
-GIB = 1 << 30
 SHARES = {"resident": 0.0, "half streamed": 0.5, "all streamed": 1.0}
 OPTIONS: dict[str, Any] = {
     "prior.preserve": False,
@@ -50,35 +46,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class RandomBase(OutlinedBase):
-    """A base of which the weights are random, in bfloat16."""
-
-    def _component(self, name: str) -> Any:
-        if name == "tokenizer":
-            return super()._component(name)
-        if name not in self._loaded:
-            with quiet():
-                net = self.outline(name).to(torch.bfloat16)
-            net = net.to_empty(device="cpu").eval().requires_grad_(False)
-            for tensor in (*net.parameters(), *net.buffers()):
-                if tensor.is_floating_point():
-                    nn.init.normal_(tensor, std=0.02)
-                else:
-                    nn.init.zeros_(tensor)
-            self._loaded[name] = net
-        return self._loaded[name]
-
-
-class Timed(Rehearsal):
-    """A session that writes nothing and runs its stage with values, on the GPU where there is one."""
+class Timed(WithValues):
+    """Times the steps of its stage."""
 
     def __init__(self, recipe: Recipe, base: RandomBase) -> None:
-        super().__init__(recipe, base, StorageTrace())
-        # A rehearsal's is the CPU's, and accelerate would have all that follow be like it.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-        self.device = self.accelerator.device
+        super().__init__(recipe, base)
         self.seconds: list[float] = []
         self.peak = 0
 
@@ -99,8 +71,7 @@ def measure(name: str, share: float, steps: int) -> dict[str, Any]:
     recipe = load_recipe("dreambooth", base=name, overrides=options)
     assert recipe.stage2
     predicted = next(phase for phase in rehearse(recipe).phases if phase.name == "stage 2")
-    found = outline_base(name)
-    base = RandomBase(found.source, found.folder, found.family, found.resolution, found.reduction)
+    base = RandomBase.of(name, torch.bfloat16)
     gc.collect()  # accelerate ties the last run's learner into a cycle.
     torch.cuda.empty_cache()
     torch.manual_seed(0)

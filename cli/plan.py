@@ -72,7 +72,7 @@ def _print_phases(planned: Plan) -> None:
 
 
 def _print_cards(planned: Plan) -> None:
-    from twostage.planning import card_needs, known_cards
+    from twostage.planning import GIB, fits, known_cards
 
     phases = [phase for phase in planned.rehearsed.phases if phase.work.flops]
     training = [phase for phase in phases if phase.unit == "step"]
@@ -80,7 +80,7 @@ def _print_cards(planned: Plan) -> None:
     for card in known_cards():
         cells = [f"{low:.2g} to {high:.2g}" for low, high in (card.seconds(phase.work) for phase in training)]
         whole = [sum(times) / 60 for times in zip(*(_whole(card, phase) for phase in phases), strict=True)]
-        room = "yes" if card_needs(planned.rehearsed.decisive)[1] <= card.memory else "no"
+        room = "yes" if fits(planned.rehearsed.decisive, card.memory * GIB) == "yes" else "no"
         rows.append((f"{card.name}, {card.memory} GB", room, *cells, f"{whole[0]:.2g} to {whole[1]:.2g}"))
     headings = ("card", "fits", *(f"{phase.name}, s a step" for phase in training), "all, minutes")
     _print_table("time, estimated from operations alone; sources: twostage/planning/cards.json", headings, rows)
@@ -114,13 +114,8 @@ def _print_ladder(planned: Plan, vram: str, size: int) -> None:
 
 def _flags(planned: Plan) -> list[str]:
     """What the rungs up to the chosen one change, as flags."""
-    changes: dict[str, Any] = {}
-    for rung in planned.ladder:
-        changes |= rung.standing.changes
-        if rung is planned.chosen:
-            break
     flags = []
-    for name, value in changes.items():
+    for name, value in planned.changes.items():
         flag = name.replace("_", "-")
         table, _, option = flag.rpartition(".")
         switch = f"--{table}{'.' if table else ''}{option}"

@@ -18,7 +18,7 @@ from twostage.gauge import Prediction, size
 from twostage.lack import OutOfMemory, told_of_lack
 from twostage.machine import compute_capability, describe, has_fast_bfloat16, room_for_tensors, usual_device
 from twostage.memory.heap import give_back
-from twostage.memory.ladder import Standing, changed_recipe, climb
+from twostage.memory.ladder import Standing, changed_recipe, changes_up_to, climb
 from twostage.planning import CARD, CPU, Machine, check_fits, plan, read_size
 from twostage.planning.rehearsal import Rehearsed, rehearse
 from twostage.processes import check_bfloat16
@@ -203,10 +203,7 @@ class Fit:
 
     @property
     def _changes(self) -> dict[str, Any]:
-        changes: dict[str, Any] = {}
-        for standing in self._standings[: self._number + 1]:
-            changes |= standing.changes
-        return changes
+        return changes_up_to(self._standings, self._standings[self._number])
 
     def _rehearsed(self, number: int) -> Rehearsed:
         if number not in self._found:

@@ -41,6 +41,12 @@ def start_accelerator(recipe: Recipe, folder: RunFolder) -> accelerate.Accelerat
     return accelerator
 
 
+def forget_accelerators() -> None:
+    """Have the next accelerator find device and processes by itself, like no other that was made in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def check_bfloat16(recipe: Recipe, card: str, capability: tuple[int, int] | None) -> None:
     """Refuse bfloat16 to a card that is slow at it.
 

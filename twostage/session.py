@@ -22,6 +22,7 @@ from twostage.memory_watch import MemoryWatch
 from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.kernels import set_precision
 from twostage.method.loop import Progress, StageLoop, Step
+from twostage.method.precision import number_format
 from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.processes import start_accelerator
 from twostage.recipe import Recipe
@@ -78,7 +79,7 @@ class Session:
     @property
     def frozen_dtype(self) -> torch.dtype:
         """Of the U-Net while it does not train; of what trains, memory.weights decides."""
-        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.recipe.mixed_precision]
+        return number_format(self.recipe.mixed_precision)
 
     def open(self, resume: bool) -> bool:
         """Check the output before anything is loaded; False where there is nothing left to do.

@@ -40,6 +40,7 @@ from twostage.method.kernels import compile_blocks, interpreted, lay_out
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
+from twostage.method.precision import drawn_in
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
 from twostage.method.sampling import Encode, assemble, check_steps, draw
 from twostage.method.selfcheck import check_token
@@ -336,10 +337,7 @@ def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **l
 
     def draw_samples() -> list[Image.Image]:
         pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
-        # The rest of the pipeline is float32.
-        halved = base.unet.dtype == torch.bfloat16
-        precision = torch.autocast(session.device.type, torch.bfloat16) if halved else nullcontext()
-        with interpreted(base.unet), precision:
+        with interpreted(base.unet), drawn_in(base.unet, session.device):
             told = None if live else encode
             return draw(pipeline, prompts, seeds, options, side, device=session.device, encode=told)
 

@@ -6,7 +6,7 @@ not go with the rest of a recipe, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -167,6 +167,16 @@ def climb(recipe: Recipe, fast_bfloat16: bool = True) -> Iterator[Standing]:
         if changed is not None:
             recipe = changed
             yield Standing(rung, recipe, changes)
+
+
+def changes_up_to(standings: Iterable[Standing], last: Standing) -> dict[str, Any]:
+    """All that the rungs of a ladder change from the ground up to one of them: dotted options and their values."""
+    changes: dict[str, Any] = {}
+    for standing in standings:
+        changes |= standing.changes
+        if standing is last:
+            break
+    return changes
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from twostage.cache import Shelf
 from twostage.display import Display
 from twostage.families import Base
 from twostage.method.examples import PriorBatch
+from twostage.method.precision import number_format
 from twostage.quiet import quiet
 from twostage.recipe import Data, Prior
 
@@ -66,7 +66,7 @@ class Making:
     def unet(self) -> Any:
         """The base's U-Net in the number format that it computes in; whoever wants it as it was reads it anew."""
         unet = self.base.unet
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.accelerator.mixed_precision, torch.float32)
+        dtype = number_format(self.accelerator.mixed_precision)
         if unet.dtype != dtype:
             with quiet():
                 unet.to(dtype)

@@ -15,6 +15,7 @@ from twostage.method.examples import Batch
 from twostage.method.loss import Question, denoising_loss
 from twostage.method.precision import predict_as_kept
 from twostage.method.seeding import seeded
+from twostage.method.text import encode_each_once
 from twostage.quiet import quiet
 from twostage.recipe import Adapter, Memory, Stage2
 
@@ -136,10 +137,7 @@ class LiveText(nn.Module):
         self._family, self._tokenizer, self._expand = base.family, base.tokenizer, expand
 
     def forward(self, prompts: list[str]) -> Tensor:
-        different = list(dict.fromkeys(prompts))
-        expanded = [self._expand(prompt) for prompt in different]
-        states: Tensor = self._family.encode_text(self._tokenizer, self.text_encoder, expanded)
-        return states[[different.index(prompt) for prompt in prompts]]
+        return encode_each_once(self._family, self._tokenizer, self.text_encoder, prompts, self._expand)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from twostage.families import Base
 from twostage.method.examples import Batch
 from twostage.method.loss import denoising_loss
 from twostage.method.precision import predict_as_kept
+from twostage.method.text import encode_each_once
 from twostage.subject.tokens import Placeholder, Placeholders, mean_norm
 
 
@@ -44,11 +45,8 @@ class EmbeddingLearner(nn.Module):
     def encode(self, prompts: list[str]) -> Tensor:
         """States of prompts, (len(prompts), tokens, D), with the rows as they are."""
         text_encoder, _ = self._frozen
-        different = list(dict.fromkeys(prompts))
         with placed_rows(text_encoder, self._placeholder.token_ids, self.rows):
-            expanded = [self._placeholder.expand(prompt) for prompt in different]
-            states: Tensor = self._family.encode_text(self._tokenizer, text_encoder, expanded)
-        return states[[different.index(prompt) for prompt in prompts]]
+            return encode_each_once(self._family, self._tokenizer, text_encoder, prompts, self._placeholder.expand)
 
     @torch.no_grad()
     def pull_norm(self, learning_rate: float) -> None:

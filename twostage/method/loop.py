@@ -155,11 +155,14 @@ class StageLoop:
         """Whether all that trains is where the last step left it: one that broke off had not begun to move it."""
         return not self._moving and not (self._in_backward and self._in_backward.norms)
 
+    @property
+    def _rows_per_step(self) -> int:
+        options = self._options
+        return options.batch_size * self._accelerator.num_processes * options.gradient_accumulation_steps
+
     def attempt(self) -> None:
         """Compute the loss of the next samples, and of the gradients one, back through the nets; nothing is kept."""
-        size = self._options.batch_size
-        rows_per_step = size * self._accelerator.num_processes * self._options.gradient_accumulation_steps
-        batch = self._source.batch(self.stage, self.step, range(size), rows_per_step)
+        batch = self._source.batch(self.stage, self.step, range(self._options.batch_size), self._rows_per_step)
         learner = self._accelerator.unwrap_model(self._learner)
         loss = learner(batch.to(self._accelerator.device)).mean()
         torch.autograd.grad(loss, next(iter(self.trained.values())))
@@ -180,13 +183,12 @@ class StageLoop:
         """Gradients of all the step's samples, over processes and accumulated batches; returns their mean loss."""
         accelerator, size = self._accelerator, self._options.batch_size
         accumulated = self._options.gradient_accumulation_steps
-        rows_per_step = size * accelerator.num_processes * accumulated
         # accelerate counts batches for the whole process, and stages differ in how many make a step.
         accelerator.gradient_accumulation_steps, accelerator.step = accumulated, 0
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulated):
             first = (micro * accelerator.num_processes + accelerator.process_index) * size
-            batch = self._source.batch(self.stage, self.step, range(first, first + size), rows_per_step)
+            batch = self._source.batch(self.stage, self.step, range(first, first + size), self._rows_per_step)
             with accelerator.accumulate(self._learner):
                 with self._keeping():
                     loss = self._learner(batch.to(accelerator.device)).mean()

@@ -1,12 +1,25 @@
-"""The number format that a U-Net computes in."""
+"""The number formats that a run computes in."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_FORMATS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def number_format(mixed_precision: str) -> torch.dtype:
+    """What a recipe's mixed_precision, "no", "fp16" or "bf16", has frozen nets kept in."""
+    return _FORMATS[mixed_precision]
+
+
+def drawn_in(unet: Any, device: torch.device) -> AbstractContextManager[Any]:
+    """What to be within to draw pictures with a U-Net as training has it: the rest of the pipeline is float32."""
+    return torch.autocast(device.type, torch.bfloat16) if unet.dtype == torch.bfloat16 else nullcontext()
 
 
 def predict_as_kept(family: ModuleType, unet: Any, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from twostage.recipe import Sample
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-# Pictures denoised together.
-_TOGETHER = 8
+# Pictures denoised together, unless someone says otherwise.
+TOGETHER = 8
 Encode = Callable[[list[str]], Tensor]
 
 
@@ -85,7 +85,7 @@ def draw(
     options: Sample,
     side: int,
     *,
-    together: int = _TOGETHER,
+    together: int = TOGETHER,
     device: torch.device | None = None,
     encode: Encode | None = None,
 ) -> list[Image.Image]:

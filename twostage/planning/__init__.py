@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.machine import compute_capability, has_fast_bfloat16, usual_device
-from twostage.memory.ladder import Standing, climb
+from twostage.memory.ladder import Standing, changes_up_to, climb
 from twostage.planning.cards import Card, known_cards
 from twostage.planning.outlined import outline_base
 from twostage.planning.phases import Known, Phase, Rehearsed, Work
@@ -70,6 +71,11 @@ class Plan:
     ladder: list[Planned]
     chosen: Planned | None
     trains: bool
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What the rungs up to the chosen one change: dotted options and their values."""
+        return changes_up_to((rung.standing for rung in self.ladder), self.chosen.standing) if self.chosen else {}
 
 
 def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None, machine: Machine = CARD) -> Plan:

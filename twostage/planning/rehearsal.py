@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from twostage.display import Display
@@ -21,8 +20,11 @@ from twostage.memory.streaming import streamed
 from twostage.method.class_samples import ClassSamples
 from twostage.method.denoiser import EncodedText, LiveText, adapted_parts, whole_parts
 from twostage.method.loop import StageLoop
+from twostage.method.precision import drawn_in
+from twostage.method.sampling import TOGETHER
 from twostage.planning.outlined import OutlinedBase, OutlinedExamples, outline_base, outline_placeholders
 from twostage.planning.phases import Known, Parts, Phase, Rehearsed, Saved, Work, that_matters
+from twostage.processes import forget_accelerators
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage
 from twostage.run_folder import RunFolder
@@ -33,8 +35,6 @@ from twostage.subject.photos import Photo
 
 # Photos of a subject where the recipe does not say.
 _PHOTOS = 4
-# Pictures that samples are drawn in batches of; see method/sampling.py.
-_TOGETHER = 8
 
 
 def rehearse(recipe: Recipe, known: Known | None = None) -> Rehearsed:
@@ -179,7 +179,7 @@ class Rehearsal(Session):
             parts["states"] = text.states
         guided = options.guidance_scale > 1
         self._draw(
-            f"{name}, samples", parts, min(pictures, _TOGETHER), pictures * times, options.num_inference_steps, guided
+            f"{name}, samples", parts, min(pictures, TOGETHER), pictures * times, options.num_inference_steps, guided
         )
 
     def _draw(self, name: str, nets: Mapping[str, Any], together: int, count: int, steps: int, guided: bool) -> None:
@@ -197,7 +197,7 @@ class Rehearsal(Session):
     def _draw_batch(self, nets: Mapping[str, Any], together: int, rows: int, pictures: bool) -> Work:
         """Returns the work of the one step."""
         family = self.base.family
-        with self.accelerator.autocast(), _in_bfloat16(nets["unet"]):
+        with self.accelerator.autocast(), drawn_in(nets["unet"], self.device):
             if "states" in nets:
                 states = nets["states"][:1].repeat(rows, 1, 1)
             else:
@@ -266,20 +266,11 @@ def _shortened(stage: Stage) -> Stage:
 def _accelerators_forgotten() -> Iterator[None]:
     """accelerate keeps its settings for the whole process: here neither those before nor ours outlast their use."""
 
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
+    forget_accelerators()
     try:
         yield
     finally:
-        forget()
-
-
-def _in_bfloat16(unet: Any) -> AbstractContextManager[Any]:
-    """As pictures are drawn in a run: the rest of the pipeline is float32."""
-    return torch.autocast("cpu", torch.bfloat16) if unet.dtype == torch.bfloat16 else nullcontext()
+        forget_accelerators()
 
 
 def _numel(net: nn.Module) -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twostage.errors import UserError
+from twostage.gauge import GIB
 from twostage.planning.rehearsal import Phase, Rehearsed
 from twostage.recipe import Recipe
 
-GIB = 1 << 30
 _MEASURED = json.loads((Path(__file__).parent / "overhead.json").read_text(encoding="utf-8"))
 # What a card holds beside what torch reserves, at least and as a rule, in GiB: the driver's context and the libraries'
 # workspaces. The file says where the figures come from.
