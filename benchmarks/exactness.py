@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality import TUNING, Bench, Photos
+from benchmarks.learned import TUNING, Bench, Photos
 from twostage import run
 from twostage.display import Display
 from twostage.evaluation.metrics.identity import identity

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import TEST, TUNING, UNSEEN, write_report
+from learned import TEST, TUNING, UNSEEN, write_report
 
 from twostage.demo import SEEN, take_photos
 from twostage.pocket import pocket_folder, world

@@ -5,7 +5,7 @@
 DreamBooth's Table 3 (arXiv 2208.12242), in small: with and without prior preservation, by images and without.
 PRES: how much pictures of the bare class look like the subject (ViT score against its photos); the untouched model's
 is what the class owes to chance. DIV: how unlike each other those pictures are (1 - ViT cosine, pairwise; the paper
-uses LPIPS). Identity, as the gap closed, and context accuracy with the token as in quality.py.
+uses LPIPS). Identity, as the gap closed, and context accuracy with the token as in learned.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
+from learned import PER_CONTEXT, TEST, UNSEEN, Bench, Photos, write_report
 from PIL import Image
-from quality import PER_CONTEXT, TEST, UNSEEN, Bench, Photos, write_report
 
 from twostage.evaluation.metrics.identity import gap_closed, identity
 from twostage.evaluation.sheet import Row, contact_sheet

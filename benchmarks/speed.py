@@ -40,8 +40,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learned import TUNING, write_report
 from peer_dreambooth import OURS, VARIANCE
-from quality import TUNING, write_report
 from turns import Program, take_turns
 
 from twostage.demo import SEEN, take_photos

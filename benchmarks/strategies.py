@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from quality import TEST, UNSEEN, write_report
+from learned import TEST, UNSEEN, write_report
 
 from twostage.demo import SEEN, take_photos
 from twostage.pocket import world

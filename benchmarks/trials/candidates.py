@@ -1,0 +1,96 @@
+"""What is tried, in the order it was tried in."""
+
+from __future__ import annotations
+
+from benchmarks.trials.carrying_out import Candidate
+from benchmarks.trials.options import (
+    class_consistency,
+    class_word,
+    context_embeddings,
+    described,
+    direct_consistency,
+    fewer_high_levels,
+    fixed_norm,
+    learning,
+    seen_colour,
+)
+
+# Those that others are measured by: DreamBooth within 60 s.
+_PRIOR = {"prior.num_class_images": 32}
+DREAMBOOTH = [
+    *(
+        Candidate(f"prior-{rate:g}", "dreambooth", {**_PRIOR, "stage2.learning_rate": rate}, at=(100, 200))
+        for rate in (5e-5, 1e-4, 2e-5)
+    ),
+    *(
+        Candidate(f"noprior-{rate:g}", "dreambooth", {"prior.preserve": False, "stage2.learning_rate": rate}, at=at)
+        for rate, at in ((2e-5, (100, 200, 300)), (5e-5, (50, 100, 200)), (1e-5, (200, 300)))
+    ),
+]
+
+# Stage 1 alone.
+_ALONE = "textual-inversion"
+_ADJECTIVE = {"token.role": "adjective", "stage1.norm_control": "pull", "stage1.learning_rate": 5e-3}
+
+
+def _stage1(name: str, at: tuple[int, ...] = (100,), **rest: object) -> Candidate:
+    options = {**_ADJECTIVE, **rest.pop("options", {})}  # type: ignore[dict-item]
+    return Candidate(f"s1-{name}", _ALONE, options, at, **rest)  # type: ignore[arg-type]
+
+
+STAGE1 = [
+    _stage1("mean", (50, 100, 200)),
+    _stage1("described", (200,), prepare=described),
+    _stage1("class-word", (50, 100), prepare=class_word),
+    _stage1("seen-colour", (50, 100), prepare=seen_colour),
+    _stage1("rate-2e-2", (50, 100), options={"stage1.learning_rate": 2e-2}),
+    _stage1("norm-none", options={"stage1.norm_control": "none"}),
+    _stage1("norm-fixed", within=fixed_norm()),
+    _stage1("noun", options={"token.role": "noun"}),
+    _stage1("vectors-2", options={"token.num_vectors": 2}),
+    _stage1("vectors-4", options={"token.num_vectors": 4}),
+    _stage1("context-embeddings", within=context_embeddings()),
+    _stage1("context-embeddings-strong", within=context_embeddings(1e-2)),
+    _stage1("batch-1", (200, 300), options={"stage1.batch_size": 1}),
+    _stage1("snr-5", options={"stage1.snr_gamma": 5.0}),
+]
+
+
+def _stage2(name: str, at: tuple[int, ...], parent: str, rate: float = 3e-5, **rest: object) -> Candidate:
+    options = {"stage2.learning_rate": rate, **rest.pop("options", {})}  # type: ignore[dict-item]
+    return Candidate(f"s2-{name}", "two-stage", options, at, parent, **rest)  # type: ignore[arg-type]
+
+
+# Stage 2, behind the first of those: how fast and how long.
+_FIRST = "s1-mean"
+STAGE2 = [
+    *(_stage2(f"rate-{rate:g}", (50, 100, 150), _FIRST, rate) for rate in (3e-5, 1e-4)),
+    _stage2("rate-2e-05", (25, 50, 100), _FIRST, 2e-5),
+    _stage2("rate-1e-05", (50, 100), _FIRST, 1e-5),
+    _stage2("class-consistency", (25, 50), _FIRST, within=class_consistency()),
+    _stage2("direct-consistency", (25, 50), _FIRST, within=direct_consistency()),
+    _stage2("cross-attention", (25, 50), _FIRST, 3e-4, within=learning(r"\.attn2\.")),
+    _stage2("inner-blocks", (25, 50), _FIRST, within=learning(r"^(mid_block|down_blocks\.[12]|up_blocks\.[01])")),
+    _stage2(
+        "predictions",
+        (25, 50),
+        _FIRST,
+        options={
+            "prior.preserve": True,
+            "prior.source": "predictions",
+            "prior.num_class_images": 16,
+        },
+    ),
+    _stage2("high-levels", (25, 50), _FIRST, within=fewer_high_levels()),
+    _stage2("keys-values", (25, 50), _FIRST, 1e-3, within=learning(r"\.attn2\.to_[kv]\.")),
+    _stage2("attention", (25, 50), _FIRST, 1e-4, within=learning(r"\.attn[12]\.")),
+    _stage2("described", (25, 50), "s1-described", prepare=described),
+    _stage2("one-caption", (25, 50), _FIRST, options={"data.caption": "a photo of a {}"}),
+    _stage2("caption-dropout", (25, 50), _FIRST, options={"data.caption_dropout": 0.1}),
+    _stage2("cosine", (50,), _FIRST, 5e-5, options={"stage2.lr_scheduler": "cosine"}),
+    _stage2("ema", (25, 50), _FIRST, options={"stage2.ema_decay": 0.95}),
+    _stage2("batch-1", (50, 100), _FIRST, options={"stage2.batch_size": 1}),
+    _stage2("snr-5", (25, 50), _FIRST, options={"stage2.snr_gamma": 5.0}),
+]
+
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2]

@@ -1,0 +1,38 @@
+"""Who settings are tried on: drawn individuals, four photos to learn from and nine held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from twostage.demo import SEEN, take_photos
+from twostage.pocket import world
+
+UNSEEN = tuple(context for context in world.CONTEXTS if context not in SEEN)
+# Names to seeds of individuals. Settings are chosen on TUNING; TEST was drawn once they were.
+TUNING = {"backpack": 11, "teapot": 12, "toy car": 13, "dog": 14}
+TEST = {name: 5000 + place for place, name in enumerate(world.CLASSES)}
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Of one individual: the class it is of, and the folders of what is learned from and what is held out."""
+
+    class_noun: str
+    seen: Path
+    unseen: Path
+
+
+def photograph(folder: Path, class_noun: str, individual: int) -> Photos:
+    """Draw the photos where they are not there yet."""
+    place = folder / f"{class_noun.replace(' ', '-')}-{individual}"
+    photos = Photos(class_noun, place / "seen", place / "unseen")
+    done = place / "done"
+    if not done.exists():
+        subject = world.sample_subject(np.random.default_rng([individual, 2024]), class_noun)
+        take_photos(photos.seen, subject, SEEN, individual)
+        take_photos(photos.unseen, subject, UNSEEN, individual + 1)
+        done.touch()
+    return photos
