@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,12 +16,17 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from tests.watching import Watcher, ctrl_c, metrics, results, without
+from twostage import stages
 from twostage.display import Display
 from twostage.errors import UserError
-from twostage.recipe import Checkpoints, Prior, Recipe, Sample, Stage2, Token
+from twostage.method.class_samples import ClassSamples, Making
+from twostage.method.examples import Examples
+from twostage.method.photo_predictions import prepare_photo_predictions
+from twostage.recipe import AnotherSubject, Checkpoints, Prior, Recipe, Sample, Stage1, Stage2, Token
 from twostage.run import train
+from twostage.subject.photos import find_photos
 
-SOURCES = ("images", "predictions")
+SOURCES = ("images", "predictions", "photos")
 
 
 @pytest.fixture
@@ -72,6 +79,30 @@ def test_ctrl_c_while_the_prior_is_made_keeps_what_is_done(
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     shutil.rmtree(cache)
     assert same(unet(run), unet(train(recipe, tmp_path / "unbroken", display=Display())))
+
+
+def test_every_subjects_photos_are_held_to_its_own_class(held: Recipe, tmp_path: Path, photos: Path) -> None:
+    """The other sources keep the first one's alone, and say so."""
+    other = AnotherSubject(photos=photos, class_noun="dog", placeholder="<odd>")
+    recipe = without(
+        from_source(held, "photos"), stage1=Stage1(steps=1, learning_rate=1e-3), token=Token(), subjects=(other,)
+    )
+    said: list[str] = []
+    asked: list[list[str]] = []
+
+    class Listening(Display):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def remember(making: Making, examples: Examples, prompts: Sequence[str]) -> ClassSamples:
+        asked.append(list(prompts))
+        return prepare_photo_predictions(making, examples, prompts)
+
+    with patch.object(stages, "prepare_photo_predictions", remember):
+        train(recipe, tmp_path / "run", display=Listening())
+    count = len(find_photos(photos))
+    assert asked == [["a photo of a backpack"] * count + ["a photo of a dog"] * count]
+    assert not any("alone" in line for line in said)
 
 
 def test_a_weight_of_0_is_no_prior(held: Recipe, tmp_path: Path, cache: Path) -> None:

@@ -187,10 +187,11 @@ class Prior(Section):
         "Add to each sample's loss that of one prior sample, so that the class keeps its own look (DreamBooth).",
         flags=("with-prior-preservation",),
     )
-    source: Literal["images", "predictions"] = option(
+    source: Literal["images", "predictions", "photos"] = option(
         "images",
         "Images: pictures of the class, drawn by the untouched base or your own. Predictions: no pictures; what the "
-        "untouched base predicts on its way from noise to a picture of the class, computed once and held to.",
+        "untouched base predicts on its way from noise to a picture of the class, computed once and held to. Photos: "
+        "no pictures either; what it predicts for the subject's own photos, noised, when it is asked for the class.",
     )
     weight: float = option(
         1.0, "Weight of the prior loss; 0 is the same as no prior.", flags=("prior-loss-weight",), ge=0, le=1000
@@ -199,7 +200,11 @@ class Prior(Section):
         "a photo of a {class}", "What prior samples are prompted with.", flags=("class-prompt",), min_length=1
     )
     num_class_images: int = option(
-        200, "Class images, or paths from noise to picture.", unit="images", flags=("num-class-images",), ge=1
+        200,
+        "Class images, paths from noise to picture, or noised photos.",
+        unit="images",
+        flags=("num-class-images",),
+        ge=1,
     )
     class_images: Path | None = option(
         None,

@@ -94,7 +94,7 @@ def train(
             parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
         session.begin(base, subject.photos, held_out, class_images, parent)
-    prior = prepare_class(session, base, class_images)
+    prior = prepare_class(session, base, class_images, subject)
     with session.training():
         if recipe.stage1 and subject.placeholders:
             learn_embedding(session, recipe.stage1, base, subject)

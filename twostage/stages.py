@@ -40,6 +40,7 @@ from twostage.method.kernels import compile_blocks, interpreted, lay_out
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
+from twostage.method.photo_predictions import prepare_photo_predictions
 from twostage.method.precision import drawn_in
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
 from twostage.method.sampling import Encode, assemble, check_steps, draw
@@ -66,7 +67,8 @@ class Subject:
     """What a run teaches: photos, their encoded views, every prompt they can come with, and the tokens.
 
     Where it is several subjects, `phrase` is the first one's, and the rest is of all of them. `placeholders` is None
-    where the recipe learns no token and uses words that the vocabulary has.
+    where the recipe learns no token and uses words that the vocabulary has. `class_prompts`: what the prior says of
+    each photo's class; empty where there is no prior.
     """
 
     photos: list[Photo]
@@ -74,6 +76,7 @@ class Subject:
     prompts: list[str]
     placeholders: Placeholders | None
     examples: Examples
+    class_prompts: tuple[str, ...] = ()
 
     def expand(self, prompt: str) -> str:
         return self.placeholders.expand(prompt) if self.placeholders else prompt
@@ -112,19 +115,36 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     told = list(zip(photos, phrases, strict=True))
     prompts = [all_prompts(found, recipe.data, phrase) for found, phrase in told]
     placeholders = _name_subjects(session, base, prompts)
-    if recipe.prior.wanted:
-        prompt = class_prompt(recipe.prior, recipe.data.class_noun)
-        for token, _ in subjects:
-            check_prior(recipe.prior, prompt, class_images, base, token.placeholder)
-        if recipe.subjects:
-            session.display.say(f"note: of the subjects' classes, the prior keeps that of {prompt!r} alone")
+    classes = _class_prompts(session, base, photos, class_images)
     with session.phase("encode_photos"):
         examples = together(
             [encode_photos(base, found, recipe.data, phrase, recipe.seed, session.device) for found, phrase in told]
         )
     base.release("vae")
     every_prompt = list(dict.fromkeys(prompt for own in prompts for prompt in own))
-    return Subject([photo for own in photos for photo in own], phrases[0], every_prompt, placeholders, examples)
+    found = [photo for own in photos for photo in own]
+    return Subject(found, phrases[0], every_prompt, placeholders, examples, classes)
+
+
+def _class_prompts(
+    session: Session, base: Base, photos: list[list[Photo]], class_images: list[Photo]
+) -> tuple[str, ...]:
+    """What the prior says of each photo's class, where there is one.
+
+    Raises:
+        UserError: a prior cannot be made; see `check_prior`.
+    """
+    recipe, prior = session.recipe, session.recipe.prior
+    if not prior.wanted:
+        return ()
+    subjects, first = recipe.every_subject(), class_prompt(prior, recipe.data.class_noun)
+    own = [class_prompt(prior, data.class_noun) if prior.source == "photos" else first for _, data in subjects]
+    for token, _ in subjects:
+        for prompt in dict.fromkeys(own):
+            check_prior(prior, prompt, class_images, base, token.placeholder)
+    if recipe.subjects and prior.source != "photos":
+        session.display.say(f"note: of the subjects' classes, the prior keeps that of {first!r} alone")
+    return tuple(prompt for prompt, found in zip(own, photos, strict=True) for _ in found)
 
 
 def _choose_attention(session: Session, base: Base) -> None:
@@ -171,15 +191,24 @@ def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Pl
     return placeholders
 
 
-def prepare_class(session: Session, base: Base, class_images: list[Photo]) -> ClassSamples | None:
-    """What stage 2 holds to. Outside of training: Ctrl-C ends it at once, and the cache keeps what is done."""
+def prepare_class(
+    session: Session, base: Base, class_images: list[Photo], subject: Subject | None = None
+) -> ClassSamples | None:
+    """What stage 2 holds to. Outside of training: Ctrl-C ends it at once, and the cache keeps what is done.
+
+    Without a subject it is the part that runs share.
+    """
     recipe = session.recipe
     if not recipe.prior.wanted:
         return None
     prompt, share = class_prompt(recipe.prior, recipe.data.class_noun), recipe.memory.streamed
     making = Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display)
     with session.phase("prior"), streamed(making.unet, share, session.device) if share else nullcontext():
-        prior = prepare_prior(making, class_images)
+        if recipe.prior.source == "photos":
+            assert subject, "runs share nothing of it"
+            prior = prepare_photo_predictions(making, subject.examples, subject.class_prompts)
+        else:
+            prior = prepare_prior(making, class_images)
     if session.frozen_dtype != torch.float32:
         base.release("unet")  # Rounded, where it was asked.
     return prior

@@ -40,6 +40,7 @@ def _stage1(name: str, at: tuple[int, ...] = (100,), **rest: object) -> Candidat
 
 STAGE1 = [
     _stage1("mean", (50, 100, 200)),
+    _stage1("mean-100"),
     _stage1("described", (200,), prepare=described),
     _stage1("class-word", (50, 100), prepare=class_word),
     _stage1("seen-colour", (50, 100), prepare=seen_colour),
@@ -59,6 +60,12 @@ STAGE1 = [
 def _stage2(name: str, at: tuple[int, ...], parent: str, rate: float = 3e-5, **rest: object) -> Candidate:
     options = {"stage2.learning_rate": rate, **rest.pop("options", {})}  # type: ignore[dict-item]
     return Candidate(f"s2-{name}", "two-stage", options, at, parent, **rest)  # type: ignore[arg-type]
+
+
+def _photos(count: int = 64, weight: float = 1.0) -> dict[str, object]:
+    """The prior that stayed: the base's predictions for the noised photos, asked for the class alone."""
+    options = {"preserve": True, "source": "photos", "num_class_images": count, "weight": weight}
+    return {f"prior.{name}": value for name, value in options.items()}
 
 
 # Stage 2, behind the first of those: how fast and how long.
@@ -82,6 +89,14 @@ STAGE2 = [
         },
     ),
     _stage2("high-levels", (25, 50), _FIRST, within=fewer_high_levels()),
+    _stage2("class-consistency-3", (25, 50), _FIRST, within=class_consistency(3.0)),
+    _stage2("class-consistency-10", (25, 50), _FIRST, within=class_consistency(10.0)),
+    _stage2("class-consistency-5e-05", (25, 50), _FIRST, 5e-5, within=class_consistency(3.0)),
+    _stage2("direct-consistency-100", (25, 50), _FIRST, within=direct_consistency(100.0)),
+    *(
+        _stage2(f"photos-{count}-{weight:g}", (25, 50), _FIRST, options=_photos(count, weight))
+        for count, weight in ((64, 1.0), (64, 3.0), (16, 1.0))
+    ),
     _stage2("keys-values", (25, 50), _FIRST, 1e-3, within=learning(r"\.attn2\.to_[kv]\.")),
     _stage2("attention", (25, 50), _FIRST, 1e-4, within=learning(r"\.attn[12]\.")),
     _stage2("described", (25, 50), "s1-described", prepare=described),
@@ -93,4 +108,15 @@ STAGE2 = [
     _stage2("snr-5", (25, 50), _FIRST, options={"stage2.snr_gamma": 5.0}),
 ]
 
-CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2]
+# Both stages within 30 s, with the prior that stayed.
+_SHORT = "s1-mean-100"
+BOTH = [
+    _stage2("both-5e-05", (50, 75), _SHORT, 5e-5, options=_photos(64, 3.0)),
+    _stage2("both-1e-04", (50,), _SHORT, 1e-4, options=_photos(64, 5.0)),
+    _stage2("both-class-word", (50,), "s1-class-word", 5e-5, options=_photos(64, 3.0)),
+    _stage2("both-seen-colour", (50,), "s1-seen-colour", 5e-5, options=_photos(64, 3.0)),
+    _stage2("both-batch-2", (100,), _SHORT, 5e-5, options={**_photos(64, 3.0), "stage2.batch_size": 2}),
+    _stage2("both-one-caption", (50,), _SHORT, 5e-5, options={**_photos(64, 3.0), "data.caption": "a photo of a {}"}),
+]
+
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH]

@@ -122,7 +122,7 @@ def fixed_norm() -> Within:
 
 
 def context_embeddings(weight: float = 1.5e-4, prompts: int = 4) -> Within:
-    """CoRe (arXiv 2408.15914): in "a <rare> dog in X" the other words' states stay, by their cosine, as in "a dog in X"."""
+    """CoRe (arXiv 2408.15914): the other words of "a <rare> dog in X" keep the states they have in "a dog in X"."""
 
     class Learner(EmbeddingLearner):
         def forward(self, batch: Batch) -> Tensor:

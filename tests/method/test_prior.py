@@ -26,6 +26,7 @@ from twostage.method.class_images import _DRAWING
 from twostage.method.class_samples import ClassSamples, Making, address, torch_seed
 from twostage.method.denoiser import DenoiserLearner, EncodedText, encode_prompts
 from twostage.method.examples import encode_photos
+from twostage.method.photo_predictions import prepare_photo_predictions
 from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
 from twostage.recipe import Data, Prior
 from twostage.subject.captions import all_prompts
@@ -54,13 +55,16 @@ class Counting(Display):
 
 
 @pytest.fixture
-def make(tiny_base: Path) -> Callable[..., tuple[ClassSamples, Counting]]:
+def make(tiny_base: Path, photos: Path) -> Callable[..., tuple[ClassSamples, Counting]]:
     """Class samples of the tiny base, and what their making showed."""
 
     def make(base: Path = tiny_base, seed: int = 0, **options: Any) -> tuple[ClassSamples, Counting]:
         settings = {"preserve": True, "num_class_images": 4, "num_inference_steps": 4, "states_per_path": 2, **options}
         prior, display = Prior(**settings), Counting()
         making = Making(prior, PROMPT, load_base(str(base)), Data(), seed, Accelerator(), display)
+        if prior.source == "photos":
+            examples = encode_photos(making.base, find_photos(photos), Data(), "red backpack", seed, CPU)
+            return prepare_photo_predictions(making, examples, [PROMPT] * len(examples.views[0].mean)), display
         return prepare_prior(making, find_class_images(prior)), display
 
     return make
@@ -78,7 +82,7 @@ def pixels(path: Path) -> np.ndarray:
 # The loss
 
 
-@pytest.mark.parametrize("source", ["images", "predictions"])
+@pytest.mark.parametrize("source", ["images", "predictions", "photos"])
 def test_the_loss_is_the_subjects_plus_lambda_times_the_priors(
     tiny_base: Path, photos: Path, make: Any, source: str
 ) -> None:
@@ -116,7 +120,7 @@ def test_the_loss_is_the_subjects_plus_lambda_times_the_priors(
     torch.testing.assert_close(loss, own + 0.3 * held, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("source", ["images", "predictions"])
+@pytest.mark.parametrize("source", ["images", "predictions", "photos"])
 def test_the_priors_draws_are_addressed_and_leave_the_subjects_alone(
     tiny_base: Path, photos: Path, make: Any, source: str
 ) -> None:
@@ -285,6 +289,64 @@ def test_a_file_that_vanishes_in_training_is_told_in_one_line(make: Any, cache: 
     with pytest.raises(UserError, match="--resume") as error:
         samples.batch(2, 0, range(1), 1)
     assert "\n" not in str(error.value)
+
+
+# Predictions for the photos
+
+
+def test_the_photos_predictions_are_the_untouched_bases_for_the_class(tiny_base: Path, make: Any, cache: Path) -> None:
+    """Stock pieces, asked for the class alone; no picture is drawn and nothing kept on disk."""
+    samples, display = make(source="photos", num_class_images=6, sample_batch_size=4)
+    assert samples.prompts == [PROMPT]
+    assert display.made == {"class predictions": 6}
+    assert not drawn(cache)
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    encoder = CLIPTextModel.from_pretrained(tiny_base / "text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(tiny_base / "scheduler")
+    asked = samples.batch(2, 0, range(6), 6).question(scheduler)
+    assert len(asked.timesteps.unique()) > 3
+    with torch.no_grad():
+        states = encoder(tokenizer([PROMPT], padding="max_length", return_tensors="pt").input_ids)[0]
+        said = unet(asked.noisy, asked.timesteps, states.expand(6, -1, -1)).sample
+    torch.testing.assert_close(asked.target, said, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_held_to_are_noised_photos(tiny_base: Path, photos: Path, make: Any) -> None:
+    """Of all of them, the least noised ones are each one photo's latents and the noise of their level."""
+    asked = make(source="photos", num_class_images=40)[0].batch(2, 0, range(40), 40).asked
+    means = encode_photos(load_base(str(tiny_base)), find_photos(photos), Data(), "", 0, CPU).views[0].mean
+    signal = DDPMScheduler.from_pretrained(tiny_base / "scheduler").alphas_cumprod[asked.timesteps]
+    nearest = set()
+    for place in signal.argsort(descending=True)[:12]:
+        noise = [asked.noisy[place] - signal[place].sqrt() * mean for mean in means]
+        powers = [float(rest.square().mean() / (1 - signal[place])) for rest in noise]
+        nearest.add(powers.index(min(powers)))
+        assert 0.5 < min(powers) < 2
+    assert len(nearest) > 1
+
+
+def test_more_noised_photos_begin_with_the_same(make: Any) -> None:
+    few, many = (make(source="photos", num_class_images=count)[0] for count in (3, 5))
+
+    def shown(samples: ClassSamples, count: int) -> set[tuple[float, ...]]:
+        return {tuple(row.flatten().tolist()) for row in samples.batch(2, 0, range(count), count).asked.noisy}
+
+    assert shown(few, 3) < shown(many, 5)
+    assert len(shown(many, 5)) == 5
+
+
+def test_photos_in_buckets_are_held_to_shape_by_shape(tiny_base: Path, photos: Path) -> None:
+    """A step's samples are of one shape, and every shape has its turn."""
+    base = load_base(str(tiny_base))
+    examples = encode_photos(base, find_photos(photos), Data(fit="bucket"), "red backpack", 0, CPU)
+    making = Making(
+        Prior(source="photos", num_class_images=9), PROMPT, base, Data(fit="bucket"), 0, Accelerator(), Counting()
+    )
+    samples = prepare_photo_predictions(making, examples, [PROMPT] * len(examples.views[0].mean))
+    shapes = {samples.batch(2, step, range(3), 3).asked.noisy.shape[1:] for step in range(9)}
+    assert shapes == {mean.shape for mean in examples.views[0].mean}
+    assert len(shapes) > 1
 
 
 # What cannot work

@@ -73,7 +73,7 @@ def test_two_gloo_processes_equal_one_with_twice_the_batch(
     assert max((tuned[name] - tensor).abs().max() for name, tensor in start.items()) > 1e-4  # Something was trained.
 
 
-@pytest.mark.parametrize("source", ["images", "predictions"])
+@pytest.mark.parametrize("source", ["images", "predictions", "photos"])
 def test_two_gloo_processes_share_the_prior_and_equal_one(tiny_recipe: Recipe, tmp_path: Path, source: str) -> None:
     prior = Prior(preserve=True, source=source, num_class_images=5, num_inference_steps=2, states_per_path=2)
     assert tiny_recipe.stage2

@@ -161,7 +161,7 @@ def _shared_samples(cells: Sequence[Cell]) -> dict[str, str]:
     groups: dict[str, list[str]] = defaultdict(list)
     for cell in cells:
         recipe = cell.recipe
-        if not recipe.prior.wanted:
+        if not recipe.prior.wanted or recipe.prior.source == "photos":  # Which every run makes for itself.
             continue
         # What the cache's own key depends on.
         prior = recipe.prior.model_copy(update={"num_class_images": 1, "weight": 1.0, "sample_batch_size": 1})

@@ -88,7 +88,7 @@ def check_prior(options: Prior, prompt: str, own: list[Photo], base: Base, token
 
 
 def prepare_prior(making: Making, own: list[Photo]) -> ClassSamples:
-    """What the class is held to; made by the base where neither the user nor the cache has it.
+    """What the class is held to elsewhere than at the photos; made where neither the user nor the cache has it.
 
     Args:
         making: what it depends on.

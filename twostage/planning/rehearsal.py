@@ -125,11 +125,14 @@ class Rehearsal(Session):
         if not options.wanted:
             return None
         together = min(options.sample_batch_size, options.num_class_images)
+        # A noised photo takes one pass, and one without guidance; what a path takes is more, and found here.
+        photos = options.source == "photos"
+        steps = 1 if photos else options.num_inference_steps
         with quiet():
             nets = {"unet": self._read("unet").to(self.frozen_dtype)}
         name, share = f"class {options.source}", self.recipe.memory.streamed
         with streamed(nets["unet"], share, self.device) if share else nullcontext():
-            self._draw(name, nets, together, options.num_class_images, options.num_inference_steps, guided=True)
+            self._draw(name, nets, together, options.num_class_images, steps, guided=not photos)
         if self.frozen_dtype != torch.float32:
             self.base.release("unet")  # As in stages.py.
 
