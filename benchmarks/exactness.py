@@ -66,6 +66,12 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 RECIPES = {"unet": "two-stage", "adapter": "two-stage-lora", "token": "textual-inversion"}
+# What a step is, whatever settings the recipes come to have.
+STEP: dict[str, dict[str, Any]] = {
+    "unet": {"stage2.batch_size": 4, "stage2.learning_rate": 1e-5, "prior.preserve": False},
+    "adapter": {"stage2.batch_size": 4, "stage2.learning_rate": 4e-4},
+    "token": {"stage1.batch_size": 4, "stage1.learning_rate": 5e-3},
+}
 FIGURES = ("loss", "loss_difference", "weights", "vit")
 
 Found = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -122,7 +128,7 @@ class Rows:
 
     def _train(self, name: str, options: dict[str, Any], token: Path | None) -> Path:
         about = {"data.photos": str(self._photos.folder / "photos"), "data.class_noun": self._class_name}
-        overrides = {**about, "seed": self._seed, "sample.per_prompt": 0, **options}
+        overrides = {**about, "seed": self._seed, "sample.per_prompt": 0, **STEP[self._table], **options}
         recipe = load_recipe(RECIPES[self._table], base="pocket", overrides=overrides)
         folder = self._photos.folder / f"{self._table} {self._seed} {name}"
         return run.train(recipe, folder, token_from=token, display=Display())

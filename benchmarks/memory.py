@@ -101,7 +101,7 @@ def measure(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 def rungs(base: str, side: int | None) -> list[tuple[str, Recipe]]:
     """The ladder of `two-stage` on a base, batches of one: a name and a recipe each."""
-    alone = {"stage1.batch_size": 1, "stage2.batch_size": 1, "sample.per_prompt": 0}
+    alone = {"stage1.batch_size": 1, "stage2.batch_size": 1, "sample.per_prompt": 0, "prior.preserve": False}
     recipe = load_recipe("two-stage", base=base, overrides=alone | ({"data.resolution": side} if side else {}))
     # Alone or in tiles, the VAE takes no part in a step.
     return [(standing.rung.name, standing.recipe) for standing in climb(recipe) if standing.rung.name != "VAE in tiles"]

@@ -7,10 +7,10 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # Before torch is imported: a process a core.
 
 import benchmarks.trials as package
-from benchmarks.trials.candidates import CANDIDATES
+from benchmarks.trials.candidates import CANDIDATES, NO_PRIOR, OURS, PRIOR, TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 from benchmarks.trials.subjects import TEST, TUNING
-from benchmarks.trials.tables import show
+from benchmarks.trials.tables import claim, named, pool, show, show_claim
 from benchmarks.trials.worker import carry_out_all
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     seeds = arguments.seeds or ((0,) if arguments.phase == "tuning" else (0, 1, 2))
     names = [
         candidate.name
-        for candidate in CANDIDATES
+        for candidate in (CANDIDATES if arguments.phase == "tuning" else TESTED)
         if not arguments.only or any(candidate.name.startswith(start) for start in arguments.only)
     ]
     jobs = [
@@ -40,8 +40,13 @@ def main() -> None:
     ]
     if not arguments.table:
         carry_out_all(arguments.folder, jobs, arguments.processes)
-    trials = Trials(arguments.folder, CANDIDATES)
-    show([trials.record(job) for job in jobs], arguments.table)
+    trials = Trials(arguments.folder, [*CANDIDATES, *TESTED])
+    records = [trials.record(job) for job in jobs]
+    show(records, arguments.table)
+    if arguments.phase == "test" and not arguments.only:
+        pooled = pool(records)
+        ours, *others = (named(pooled, candidate.name) for candidate in (OURS, PRIOR, NO_PRIOR))
+        show_claim(pooled, ours, claim(*others))
 
 
 if __name__ == "__main__":

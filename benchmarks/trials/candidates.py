@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.trials.carrying_out import Candidate
+from benchmarks.trials.drawing import at_strength, class_first, mixed, personalization
 from benchmarks.trials.options import (
     class_consistency,
     class_word,
@@ -15,12 +16,18 @@ from benchmarks.trials.options import (
     seen_colour,
 )
 
+# What is tested: the recipes as they are shipped, which have the settings that were chosen.
+OURS = Candidate("two-stage")
+PRIOR = Candidate("dreambooth", "dreambooth")
+NO_PRIOR = Candidate("dreambooth-no-prior", "dreambooth", {"prior.preserve": False, "stage2.learning_rate": 2e-5})
+TESTED = [OURS, PRIOR, NO_PRIOR]
+
 # Those that others are measured by: DreamBooth within 60 s.
 _PRIOR = {"prior.num_class_images": 32}
 DREAMBOOTH = [
     *(
         Candidate(f"prior-{rate:g}", "dreambooth", {**_PRIOR, "stage2.learning_rate": rate}, at=(100, 200))
-        for rate in (5e-5, 1e-4, 2e-5)
+        for rate in (5e-5, 1e-4, 2e-4)
     ),
     *(
         Candidate(f"noprior-{rate:g}", "dreambooth", {"prior.preserve": False, "stage2.learning_rate": rate}, at=at)
@@ -41,6 +48,11 @@ def _stage1(name: str, at: tuple[int, ...] = (100,), **rest: object) -> Candidat
 STAGE1 = [
     _stage1("mean", (50, 100, 200)),
     _stage1("mean-100"),
+    _stage1("mean-50", (50,)),
+    _stage1("mean-25", (25,)),
+    _stage1("mean-35", (35,)),
+    _stage1("gentle-50", (50,), options={"stage1.learning_rate": 1e-3}),
+    _stage1("described-50", (50,), prepare=described),
     _stage1("described", (200,), prepare=described),
     _stage1("class-word", (50, 100), prepare=class_word),
     _stage1("seen-colour", (50, 100), prepare=seen_colour),
@@ -58,7 +70,8 @@ STAGE1 = [
 
 
 def _stage2(name: str, at: tuple[int, ...], parent: str, rate: float = 3e-5, **rest: object) -> Candidate:
-    options = {"stage2.learning_rate": rate, **rest.pop("options", {})}  # type: ignore[dict-item]
+    plain = {"stage2.batch_size": 4, "prior.preserve": False}  # Whatever the recipe has come to have.
+    options = {"stage2.learning_rate": rate, **plain, **rest.pop("options", {})}  # type: ignore[dict-item]
     return Candidate(f"s2-{name}", "two-stage", options, at, parent, **rest)  # type: ignore[arg-type]
 
 
@@ -110,13 +123,47 @@ STAGE2 = [
 
 # Both stages within 30 s, with the prior that stayed.
 _SHORT = "s1-mean-100"
+_TWO_BY_TWO = {**_photos(64, 3.0), "stage2.batch_size": 2}
 BOTH = [
     _stage2("both-5e-05", (50, 75), _SHORT, 5e-5, options=_photos(64, 3.0)),
     _stage2("both-1e-04", (50,), _SHORT, 1e-4, options=_photos(64, 5.0)),
     _stage2("both-class-word", (50,), "s1-class-word", 5e-5, options=_photos(64, 3.0)),
     _stage2("both-seen-colour", (50,), "s1-seen-colour", 5e-5, options=_photos(64, 3.0)),
-    _stage2("both-batch-2", (100,), _SHORT, 5e-5, options={**_photos(64, 3.0), "stage2.batch_size": 2}),
+    _stage2("both-batch-2", (100,), _SHORT, 5e-5, options=_TWO_BY_TWO),
+    *(
+        _stage2(f"both-batch-2-{parent}", (60, 100), f"s1-{parent}", 5e-5, options=_TWO_BY_TWO)
+        for parent in ("mean-25", "mean-50", "gentle-50")
+    ),
+    _stage2("both-batch-2-weight-1", (60, 100), "s1-mean-50", 3e-5, options={**_TWO_BY_TWO, "prior.weight": 1.0}),
+    _stage2("both-25-rate-1e-04", (60, 100, 130), "s1-mean-25", 1e-4, options={**_TWO_BY_TWO, "prior.weight": 5.0}),
+    _stage2("both-25-weight-6", (100, 130), "s1-mean-25", 5e-5, options={**_TWO_BY_TWO, "prior.weight": 6.0}),
+    _stage2("both-25-high-levels", (100, 130), "s1-mean-25", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
+    _stage2("both-50-high-levels", (100,), "s1-mean-50", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
+    _stage2("both-35", (100, 130), "s1-mean-35", 5e-5, options=_TWO_BY_TWO),
+    Candidate(
+        "dreambooth-photos",
+        "dreambooth",
+        {**_TWO_BY_TWO, "stage2.learning_rate": 5e-5},
+        at=(100, 150),
+    ),
+    _stage2("both-described", (60, 100), "s1-described-50", 5e-5, options=_TWO_BY_TWO, prepare=described),
     _stage2("both-one-caption", (50,), _SHORT, 5e-5, options={**_photos(64, 3.0), "data.caption": "a photo of a {}"}),
 ]
 
-CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH]
+# Other ways to draw one of those.
+DRAWN = "s2-both-batch-2"
+DRAWING = [
+    Candidate(f"draw-{name}", after=DRAWN, drawing=way)
+    for name, way in (
+        ("personalization-0", personalization(0.0)),
+        ("personalization-0.5", personalization(0.5)),
+        ("class-first-0.1", class_first(0.1)),
+        ("class-first-0.25", class_first(0.25)),
+        ("mixed-2.5-2.5", mixed(2.5, 2.5)),
+        ("mixed-4-1", mixed(4.0, 1.0)),
+        ("strength-0.8", at_strength(0.8)),
+        ("strength-1.2", at_strength(1.2)),
+    )
+]
+
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *DRAWING]

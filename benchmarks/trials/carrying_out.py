@@ -32,7 +32,7 @@ Drawing = Callable[[Path, Sequence[str], Sequence[str], Sequence[int]], list[Ima
 _NEVER = 10**9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """What is tried.
 
@@ -125,6 +125,9 @@ class Trials:
         with patch.object(stages, "_sampler", watch.sampler), candidate.within():
             run.train(recipe, place, token_from=parent, display=Display())
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        if all(other.after != candidate.name for other in self._candidates.values()):
+            for weights in ("unet", "adapter"):
+                shutil.rmtree(place / weights, ignore_errors=True)
         facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
         before = sum(facts["seconds"].get(name, 0.0) for name in ("load", "encode_photos", "encode_prompts", "checks"))
         before += self._class_images(recipe, facts["seconds"].get("prior", 0.0), job)
@@ -171,6 +174,12 @@ class Trials:
         told = json.loads(self.record(before).read_text(encoding="utf-8"))["points"][-1]
         figures = self._examiner.examine(photos, drawn, self.base_pictures(job.class_noun))
         return [{"stage": told["stage"], "step": told["step"], "seconds": told["seconds"], "figures": figures}]
+
+    def drawn(self, job: Job) -> list[Image.Image]:
+        """The questionnaire's pictures, as a finished trial drew them last."""
+        folder = max(self._run_folder(job).glob("samples/*/"))
+        files = [folder / f"prompt{row}-{column}.png" for row in range(1, 6) for column in range(1, 9)]
+        return [Image.open(file).convert("RGB") for file in files]
 
     def examine(self, photos: Photos, drawn: Sequence[Image.Image]) -> dict[str, list[float]]:
         return self._examiner.examine(photos, drawn, self.base_pictures(photos.class_noun))
