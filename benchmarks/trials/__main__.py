@@ -42,7 +42,7 @@ def main() -> None:
         carry_out_all(arguments.folder, jobs, arguments.processes)
     trials = Trials(arguments.folder, [*CANDIDATES, *TESTED])
     records = [trials.record(job) for job in jobs]
-    show(records, arguments.table)
+    show(records, arguments.table, intervals=arguments.phase == "test")
     if arguments.phase == "test" and not arguments.only:
         pooled = pool(records)
         ours, *others = (named(pooled, candidate.name) for candidate in (OURS, PRIOR, NO_PRIOR))

@@ -52,8 +52,8 @@ def named(pooled: dict[str, Pooled], candidate: str) -> str:
     return [name for name in pooled if name.startswith(f"{candidate} @")][-1]
 
 
-def show(records: Sequence[Path], file: Path | None = None) -> None:
-    """Print a table, and write it as JSON with intervals where a file is named."""
+def show(records: Sequence[Path], file: Path | None = None, intervals: bool = False) -> None:
+    """Print a table, with intervals if they are asked for, and write it as JSON with them where a file is named."""
     pooled = pool(records)
     print("| candidate | runs | " + " | ".join(SHOWN.values()) + " |")
     print("|---" * (len(SHOWN) + 2) + "|")
@@ -65,7 +65,9 @@ def show(records: Sequence[Path], file: Path | None = None) -> None:
             estimates.setdefault(name, {})[figure] = [
                 round(number, 4) for number in (estimate.value, estimate.low, estimate.high)
             ]
-            cells.append(f"{estimate.value:.0f}" if figure == "seconds" else f"{estimate.value:.2f}")
+            digits = 0 if figure == "seconds" else 2
+            bounds = f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]" if intervals else ""
+            cells.append(f"{estimate.value:.{digits}f}{bounds}")
         print(f"| {name} | {len(figures['score'])} | {' | '.join(cells)} |")
     if file:
         file.write_text(json.dumps(estimates, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""The trials behind the default recipe: a trial is measured where asked, done once, and the guard can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.trials.candidates import CANDIDATES, NO_PRIOR, OURS, PRIOR, TESTED
+from benchmarks.trials.carrying_out import Candidate, Job, Trials
+from benchmarks.trials.measuring import EDITS, questionnaire
+from benchmarks.trials.options import class_consistency
+from benchmarks.trials.subjects import TEST, TUNING, UNSEEN
+from benchmarks.trials.tables import SHOWN, claim, named, pool, show, show_claim
+from twostage.pocket import world
+from twostage.recipe_file import load_recipe
+
+
+def record(folder: Path, name: str, noun: str, **figures: float) -> Path:
+    """As a trial would have left it."""
+    usual = dict.fromkeys(set(SHOWN) - {"score", "seconds"}, 0.5) | figures
+    values: dict[str, Any] = {figure: [value, value + 0.01] for figure, value in usual.items()}
+    file = folder / f"{name}-{noun}.json"
+    job = {"candidate": name, "class_noun": noun, "individual": 1, "seed": 0}
+    file.write_text(json.dumps({"job": job, "points": [{"stage": 2, "step": 9, "seconds": 3.0, "figures": values}]}))
+    return file
+
+
+def test_settings_are_chosen_on_others_than_they_are_tested_on() -> None:
+    assert set(TEST) == set(world.CLASSES)
+    assert not set(TUNING.values()) & set(TEST.values())
+    names = [candidate.name for candidate in [*CANDIDATES, *TESTED]]
+    assert len(names) == len(set(names))
+    for candidate in CANDIDATES:
+        assert {candidate.parent, candidate.after} <= {*names, None}
+
+
+def test_what_is_tested_is_what_ships() -> None:
+    """Nothing is set for `two-stage` and DreamBooth with prior that a user would not get."""
+    assert (OURS.recipe, OURS.options) == ("two-stage", {})
+    assert (PRIOR.recipe, PRIOR.options) == ("dreambooth", {})
+    assert set(NO_PRIOR.options) == {"prior.preserve", "stage2.learning_rate"}
+    ours = load_recipe("two-stage", base="pocket")
+    assert ours.prior.source == "photos"  # No prior images.
+
+
+@pytest.mark.parametrize("noun", world.CLASSES)
+def test_every_result_is_asked_the_same(noun: str) -> None:
+    asked = questionnaire(noun)
+    assert len(asked) == 40
+    assert sum(one.group == "context" for one in asked) == 2 * len(UNSEEN)
+    assert all("{}" in one.template for one in asked if one.group in ("context", "edit"))
+    assert not any(noun in one.template for one in asked if one.group == "unrelated")
+    assert {one.template for one in asked if one.group == "edit"} == set(EDITS)
+
+
+def test_a_trial_is_measured_where_asked_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a parent's token and an option that the package has not; untrained, the class is where the base has it."""
+    monkeypatch.setenv("TWOSTAGE_CACHE", str(tmp_path / "cache"))
+    parent = Candidate("parent", "textual-inversion", {"token.role": "adjective", "stage1.batch_size": 1}, at=(1,))
+    options = {"stage2.batch_size": 1, "stage2.learning_rate": 1e-9, "prior.preserve": False}
+    child = Candidate("child", "two-stage", options, (1, 2), "parent", class_consistency())
+    trials = Trials(tmp_path / "trials", [parent, child])
+    job = Job("child", "toy car", 1, 0)
+    trials.do(job)
+    points = json.loads(trials.record(job).read_text())["points"]
+    assert [(point["stage"], point["step"]) for point in points] == [(2, 1), (2, 2)]
+    assert 0 < points[0]["seconds"] < points[1]["seconds"]
+    figures = points[1]["figures"]
+    assert max(figures["drift_class"] + figures["drift_unrelated"]) < 1e-3
+    assert {name: len(values) for name, values in figures.items()} == {
+        "dino_unseen": 9, "dino_seen": 9, "copying": 18, "diversity": 9, "dpres": 8, "drift_class": 8,
+        "drift_unrelated": 8, "clip_t": 15, "context_read": 18, "class_read": 18, "edit_read": 4,
+    }  # fmt: skip
+    assert trials.record(Job("parent", "toy car", 1, 0)).exists()
+    assert len(trials.drawn(job)) == 40
+    before = trials.record(job).stat().st_mtime_ns
+    trials.do(job)
+    assert trials.record(job).stat().st_mtime_ns == before
+
+
+def test_the_guard_fails_when_the_order_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"dino_unseen": 0.7, "clip_t": 0.7, "drift_class": 0.2, "drift_unrelated": 0.2}
+
+    def met(**ours: float) -> bool:
+        records = []
+        for noun in ("cat", "dog", "owl"):
+            records.append(record(tmp_path, "two-stage", noun, **{**good, **ours}))
+            records += [record(tmp_path, name, noun) for name in ("dreambooth", "dreambooth-no-prior")]
+        pooled = pool(records)
+        return show_claim(pooled, named(pooled, "two-stage"), claim("dreambooth @9", "dreambooth-no-prior @9"))
+
+    assert met()
+    assert "NO" not in capsys.readouterr().out
+    for broken in ({"dino_unseen": 0.4}, {"clip_t": 0.49}, {"drift_class": 0.6}, {"drift_unrelated": 0.6}):
+        assert not met(**broken), broken
+        assert "NO" in capsys.readouterr().out
+
+
+def test_the_table_has_an_interval_for_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [record(tmp_path, "one", noun, dino_unseen=place / 10) for place, noun in enumerate(("cat", "dog", "owl"))]
+    show([*files, tmp_path / "missing.json"], tmp_path / "table.json")
+    table = json.loads((tmp_path / "table.json").read_text())["one @9"]
+    assert set(table) == set(SHOWN)
+    value, low, high = table["dino_unseen"]
+    assert low < value < high
+    assert "| one @9 | 3 |" in capsys.readouterr().out
