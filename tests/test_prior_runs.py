@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from tests.watching import Watcher, ctrl_c, metrics, results, without
-from twostage import stages
+from twostage import class_prior
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.method.class_samples import ClassSamples, Making
@@ -98,11 +98,27 @@ def test_every_subjects_photos_are_held_to_its_own_class(held: Recipe, tmp_path:
         asked.append(list(prompts))
         return prepare_photo_predictions(making, examples, prompts)
 
-    with patch.object(stages, "prepare_photo_predictions", remember):
+    with patch.object(class_prior, "prepare_photo_predictions", remember):
         train(recipe, tmp_path / "run", display=Listening())
     count = len(find_photos(photos))
     assert asked == [["a photo of a backpack"] * count + ["a photo of a dog"] * count]
     assert not any("alone" in line for line in said)
+
+
+def test_photos_of_no_class_are_held_to_what_the_base_says_of_nothing(held: Recipe, tmp_path: Path) -> None:
+    """A style has no class noun, and needs none: on the pocket model this prior is on unless switched off."""
+    style = held.data.model_copy(update={"class_noun": "", "learnable": "style"})
+    recipe = without(from_source(held, "photos"), data=style)
+    moved = [unet(train(recipe, tmp_path / "run", display=Display()))]
+    moved.append(unet(train(without(recipe, prior=Prior()), tmp_path / "plain", display=Display())))
+    assert not same(*moved)
+    with pytest.raises(UserError, match="--class backpack"):
+        train(without(recipe, prior=Prior(preserve=True)), tmp_path / "images", display=Display())
+
+
+def test_class_images_for_a_prior_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="did you mean source = 'images'"):
+        Prior(source="photos", class_images=tmp_path)
 
 
 def test_a_weight_of_0_is_no_prior(held: Recipe, tmp_path: Path, cache: Path) -> None:

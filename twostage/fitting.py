@@ -29,8 +29,9 @@ from twostage.subject.held_out import find_held_out
 
 # A rung that takes more than this share of what was too much is not worth beginning anew for.
 _WORTH = 0.97
-# Phases of a run as run.json calls them, and as a plan does.
-_PHASES = {"stage1": "stage 1", "stage2": "stage 2", "encode_photos": "encode", "prior": "class images"}
+# Phases of a run as run.json calls them, and as a plan does: what a class is held to is images or predictions there.
+_CLASS = "class samples"
+_PHASES = {"stage1": "stage 1", "stage2": "stage 2", "encode_photos": "encode", "prior": _CLASS}
 
 
 def train(
@@ -198,7 +199,8 @@ class Fit:
         """Bytes on a rung of the phase that lacked memory; where the plan has no name for it, of the largest."""
         rehearsed = self._rehearsed(number)
         name = f"stage {lack.stage}, samples" if lack.phase == "samples" else _PHASES.get(lack.phase)
-        (phase,) = [phase for phase in rehearsed.phases if phase.name == name] or [rehearsed.decisive]
+        names = ("class images", "class predictions") if name == _CLASS else (name,)
+        (phase,) = [phase for phase in rehearsed.phases if phase.name in names] or [rehearsed.decisive]
         return phase.allocated + (phase.host if self._limit.machine.name == CPU.name else 0)
 
     @property

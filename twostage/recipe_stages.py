@@ -179,8 +179,16 @@ class Adapter(Section):
         return self
 
 
+# Options of a prior that its source has no use for.
+_NOT_OF = {
+    "images": ("states_per_path",),
+    "predictions": ("class_images",),
+    "photos": ("class_images", "num_inference_steps", "guidance_scale", "states_per_path"),
+}
+
+
 class Prior(Section):
-    """Prior preservation: stage 2 holds to what the untouched base draws for the class."""
+    """Prior preservation: stage 2 holds to what the untouched base draws or predicts for the class."""
 
     preserve: bool = option(
         False,
@@ -213,7 +221,7 @@ class Prior(Section):
         flags=("class-data-dir",),
     )
     sample_batch_size: int = option(
-        8, "Class images drawn together.", unit="images", flags=("sample-batch-size",), ge=1
+        8, "Class images, paths or noised photos made together.", unit="images", flags=("sample-batch-size",), ge=1
     )
     num_inference_steps: int = option(25, "Denoising steps a class image or path.", unit="steps", ge=1, le=1000)
     guidance_scale: float = option(
@@ -227,6 +235,19 @@ class Prior(Section):
     def wanted(self) -> bool:
         """Whether prior samples make a difference."""
         return self.preserve and self.weight > 0
+
+    def counts(self, name: str) -> bool:
+        """Whether an option of this section makes a difference with this source."""
+        return name not in _NOT_OF[self.source]
+
+    @model_validator(mode="after")
+    def _pictures_are_held_to(self) -> Self:
+        if self.class_images is not None and not self.counts("class_images"):
+            raise ValueError(
+                f"class_images = '{self.class_images}' would do nothing with source = '{self.source}'; did you mean "
+                "source = 'images'?"
+            )
+        return self
 
     @model_validator(mode="after")
     def _paths_have_their_states(self) -> Self:

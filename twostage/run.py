@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from twostage.class_prior import find_class_pictures, prepare_class
 from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.export.delta import unpack
@@ -27,11 +28,9 @@ from twostage.recipe import Recipe, Sample
 from twostage.run_folder import RunFolder
 from twostage.session import Session
 from twostage.stages import (
-    find_class_pictures,
     find_subject_photos,
     learn_denoiser,
     learn_embedding,
-    prepare_class,
     prepare_subject,
 )
 from twostage.subject.captions import subject_phrase
@@ -94,7 +93,7 @@ def train(
             parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
         session.begin(base, subject.photos, held_out, class_images, parent)
-    prior = prepare_class(session, base, class_images, subject)
+    prior = prepare_class(session, base, class_images, (subject.examples, subject.class_prompts))
     with session.training():
         if recipe.stage1 and subject.placeholders:
             learn_embedding(session, recipe.stage1, base, subject)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from twostage.class_prior import class_prompts
 from twostage.errors import UserError
 from twostage.families import Base
 from twostage.memory.activations import keeping
@@ -19,9 +19,9 @@ from twostage.memory.attention import choose_attention, set_attention
 from twostage.memory.frozen import place_frozen
 from twostage.memory.host import saves_nothing
 from twostage.memory.optimizers import Updates
-from twostage.memory.streaming import Streaming, streamed
+from twostage.memory.streaming import Streaming
 from twostage.method.adapter import adapter_config, save_adapter, target_modules
-from twostage.method.class_samples import ClassSamples, Making
+from twostage.method.class_samples import ClassSamples
 from twostage.method.denoiser import (
     DenoiserLearner,
     EncodedText,
@@ -40,9 +40,8 @@ from twostage.method.kernels import compile_blocks, interpreted, lay_out
 from twostage.method.loop import StageLoop
 from twostage.method.loss import check_prediction_type
 from twostage.method.noise import OffsetNoise
-from twostage.method.photo_predictions import prepare_photo_predictions
 from twostage.method.precision import drawn_in
-from twostage.method.prior import Preserving, check_prior, class_prompt, find_class_images, prepare_prior
+from twostage.method.prior import Preserving
 from twostage.method.sampling import Encode, assemble, check_steps, draw
 from twostage.method.selfcheck import check_token
 from twostage.quiet import quiet
@@ -67,8 +66,8 @@ class Subject:
     """What a run teaches: photos, their encoded views, every prompt they can come with, and the tokens.
 
     Where it is several subjects, `phrase` is the first one's, and the rest is of all of them. `placeholders` is None
-    where the recipe learns no token and uses words that the vocabulary has. `class_prompts`: what the prior says of
-    each photo's class; empty where there is no prior.
+    where the recipe learns no token and uses words that the vocabulary has. `class_prompts`: what the base
+    is asked for at each photo; empty where the prior asks it elsewhere, or there is none.
     """
 
     photos: list[Photo]
@@ -92,14 +91,6 @@ def find_subject_photos(recipe: Recipe, held_out: Sequence[Photo] = ()) -> list[
     return [find_photos(data.photos, data.num_photos, unseen) for _, data in recipe.every_subject() if data.photos]
 
 
-def find_class_pictures(recipe: Recipe) -> list[Photo]:
-    """The user's own class images, where the recipe has use for some; before a base is loaded, as above."""
-    if not recipe.prior.wanted:
-        return []
-    class_prompt(recipe.prior, recipe.data.class_noun)
-    return find_class_images(recipe.prior)
-
-
 def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], class_images: list[Photo]) -> Subject:
     """Photos encoded, prompts and token checked; the VAE has done its work and leaves memory."""
     recipe = session.recipe
@@ -115,7 +106,7 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     told = list(zip(photos, phrases, strict=True))
     prompts = [all_prompts(found, recipe.data, phrase) for found, phrase in told]
     placeholders = _name_subjects(session, base, prompts)
-    classes = _class_prompts(session, base, photos, class_images)
+    classes = class_prompts(session, base, photos, class_images)
     with session.phase("encode_photos"):
         examples = together(
             [encode_photos(base, found, recipe.data, phrase, recipe.seed, session.device) for found, phrase in told]
@@ -124,27 +115,6 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     every_prompt = list(dict.fromkeys(prompt for own in prompts for prompt in own))
     found = [photo for own in photos for photo in own]
     return Subject(found, phrases[0], every_prompt, placeholders, examples, classes)
-
-
-def _class_prompts(
-    session: Session, base: Base, photos: list[list[Photo]], class_images: list[Photo]
-) -> tuple[str, ...]:
-    """What the prior says of each photo's class, where there is one.
-
-    Raises:
-        UserError: a prior cannot be made; see `check_prior`.
-    """
-    recipe, prior = session.recipe, session.recipe.prior
-    if not prior.wanted:
-        return ()
-    subjects, first = recipe.every_subject(), class_prompt(prior, recipe.data.class_noun)
-    own = [class_prompt(prior, data.class_noun) if prior.source == "photos" else first for _, data in subjects]
-    for token, _ in subjects:
-        for prompt in dict.fromkeys(own):
-            check_prior(prior, prompt, class_images, base, token.placeholder)
-    if recipe.subjects and prior.source != "photos":
-        session.display.say(f"note: of the subjects' classes, the prior keeps that of {first!r} alone")
-    return tuple(prompt for prompt, found in zip(own, photos, strict=True) for _ in found)
 
 
 def _choose_attention(session: Session, base: Base) -> None:
@@ -189,29 +159,6 @@ def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Pl
     for note in dict.fromkeys(note for own in notes for note in own):
         session.display.say(f"note: {note}")
     return placeholders
-
-
-def prepare_class(
-    session: Session, base: Base, class_images: list[Photo], subject: Subject | None = None
-) -> ClassSamples | None:
-    """What stage 2 holds to. Outside of training: Ctrl-C ends it at once, and the cache keeps what is done.
-
-    Without a subject it is the part that runs share.
-    """
-    recipe = session.recipe
-    if not recipe.prior.wanted:
-        return None
-    prompt, share = class_prompt(recipe.prior, recipe.data.class_noun), recipe.memory.streamed
-    making = Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display)
-    with session.phase("prior"), streamed(making.unet, share, session.device) if share else nullcontext():
-        if recipe.prior.source == "photos":
-            assert subject, "runs share nothing of it"
-            prior = prepare_photo_predictions(making, subject.examples, subject.class_prompts)
-        else:
-            prior = prepare_prior(making, class_images)
-    if session.frozen_dtype != torch.float32:
-        base.release("unet")  # Rounded, where it was asked.
-    return prior
 
 
 def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subject) -> None:

@@ -124,6 +124,7 @@ STAGE2 = [
 # Both stages within 30 s, with the prior that stayed.
 _SHORT = "s1-mean-100"
 _TWO_BY_TWO = {**_photos(64, 3.0), "stage2.batch_size": 2}
+_COSINE = {"stage2.lr_scheduler": "cosine"}
 BOTH = [
     _stage2("both-5e-05", (50, 75), _SHORT, 5e-5, options=_photos(64, 3.0)),
     _stage2("both-1e-04", (50,), _SHORT, 1e-4, options=_photos(64, 5.0)),
@@ -138,6 +139,15 @@ BOTH = [
     _stage2("both-25-rate-1e-04", (60, 100, 130), "s1-mean-25", 1e-4, options={**_TWO_BY_TWO, "prior.weight": 5.0}),
     _stage2("both-25-weight-6", (100, 130), "s1-mean-25", 5e-5, options={**_TWO_BY_TWO, "prior.weight": 6.0}),
     _stage2("both-25-high-levels", (100, 130), "s1-mean-25", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
+    *(
+        _stage2(f"cosine-{name}", at, parent, rate, options={**_TWO_BY_TWO, "prior.weight": weight, **_COSINE})
+        for name, at, parent, rate, weight in (
+            ("35", (130,), "s1-mean-35", 1e-4, 5.0),
+            ("50", (110,), "s1-mean-50", 1e-4, 5.0),
+            ("25-fast", (130,), "s1-mean-25", 2e-4, 5.0),
+            ("25", (130,), "s1-mean-25", 1e-4, 3.0),
+        )
+    ),
     _stage2("both-50-high-levels", (100,), "s1-mean-50", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
     _stage2("both-35", (100, 130), "s1-mean-35", 5e-5, options=_TWO_BY_TWO),
     Candidate(

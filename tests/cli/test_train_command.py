@@ -22,7 +22,7 @@ import pytest
         ("textual-inversion photos --class bag --with-prior-preservation", "there is no [stage2]"),
         ("dreambooth photos", "--class"),
         ("dreambooth photos --class bag --num-class-images 0", "--prior.num-class-images 0: must be at least 1"),
-        ("dreambooth photos --class bag --prior.source pictures", "must be 'images' or 'predictions'"),
+        ("dreambooth photos --class bag --prior.source pictures", "must be 'images', 'predictions' or 'photos'"),
         ("dreambooth photos --class bag --text-encoder-lr 1e-6", "train_text_encoder = false"),
         ("two-stage photos --class bag --mixed-precision bfloat16", "did you mean bf16?"),
         ("two-stage photos --class bag --vram lots", "--vram 'lots' is no size of memory; write it as 8GB"),

@@ -291,69 +291,6 @@ def test_a_file_that_vanishes_in_training_is_told_in_one_line(make: Any, cache: 
     assert "\n" not in str(error.value)
 
 
-# Predictions for the photos
-
-
-def test_the_photos_predictions_are_the_untouched_bases_for_the_class(tiny_base: Path, make: Any, cache: Path) -> None:
-    """Stock pieces, asked for the class alone; no picture is drawn and nothing kept on disk."""
-    samples, display = make(source="photos", num_class_images=6, sample_batch_size=4)
-    assert samples.prompts == [PROMPT]
-    assert display.made == {"class predictions": 6}
-    assert not drawn(cache)
-    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
-    encoder = CLIPTextModel.from_pretrained(tiny_base / "text_encoder").eval()
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
-    scheduler = DDPMScheduler.from_pretrained(tiny_base / "scheduler")
-    asked = samples.batch(2, 0, range(6), 6).question(scheduler)
-    assert len(asked.timesteps.unique()) > 3
-    with torch.no_grad():
-        states = encoder(tokenizer([PROMPT], padding="max_length", return_tensors="pt").input_ids)[0]
-        said = unet(asked.noisy, asked.timesteps, states.expand(6, -1, -1)).sample
-    torch.testing.assert_close(asked.target, said, atol=1e-5, rtol=1e-4)
-
-
-def test_what_is_held_to_are_noised_photos(tiny_base: Path, photos: Path, make: Any) -> None:
-    """Of all of them, the least noised ones are each one photo's latents and the noise of their level."""
-    asked = make(source="photos", num_class_images=40)[0].batch(2, 0, range(40), 40).asked
-    view = encode_photos(load_base(str(tiny_base)), find_photos(photos), Data(), "", 0, CPU).views[0]
-    signal = DDPMScheduler.from_pretrained(tiny_base / "scheduler").alphas_cumprod[asked.timesteps]
-    nearest = set()
-    for place in signal.argsort(descending=True)[:12]:
-        level = signal[place]
-        powers = [
-            float(((asked.noisy[place] - level.sqrt() * mean).square() / (level * std**2 + 1 - level)).mean())
-            for mean, std in zip(view.mean, view.std, strict=True)
-        ]
-        nearest.add(powers.index(min(powers)))
-        assert 0.5 < min(powers) < 1.5
-    assert len(nearest) > 1
-
-
-def test_more_noised_photos_begin_with_the_same(make: Any) -> None:
-    few, many = (make(source="photos", num_class_images=count)[0] for count in (3, 5))
-
-    def shown(samples: ClassSamples, count: int) -> set[tuple[float, ...]]:
-        return {tuple(row.flatten().tolist()) for row in samples.batch(2, 0, range(count), count).asked.noisy}
-
-    assert shown(few, 3) < shown(many, 5)
-    assert len(shown(many, 5)) == 5
-
-
-def test_photos_in_buckets_are_held_to_shape_by_shape(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    """A step's samples are of one shape, and every shape has its turn."""
-    base = load_base(str(tiny_base))
-    both = Path(shutil.copytree(photos, tmp_path / "both"))
-    Image.open(both / "0.png").rotate(90, expand=True).save(both / "turned.png")
-    examples = encode_photos(base, find_photos(both), Data(fit="bucket"), "red backpack", 0, CPU)
-    making = Making(
-        Prior(source="photos", num_class_images=9), PROMPT, base, Data(fit="bucket"), 0, Accelerator(), Counting()
-    )
-    samples = prepare_photo_predictions(making, examples, [PROMPT] * len(examples.views[0].mean))
-    shapes = {samples.batch(2, step, range(3), 3).asked.noisy.shape[1:] for step in range(9)}
-    assert shapes == {mean.shape for mean in examples.views[0].mean}
-    assert len(shapes) > 1
-
-
 # What cannot work
 
 

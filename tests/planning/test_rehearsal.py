@@ -61,6 +61,7 @@ def _phases(rehearsed):
         ({"train_text_encoder": True, "gradient_accumulation_steps": 3}, {}),
         ({"train": "adapter"}, {"adapter": Adapter(rank=2)}),
         ({}, {"prior": Prior(preserve=True, num_class_images=2)}),
+        ({}, {"prior": Prior(preserve=True, source="photos", num_class_images=2)}),
         ({"max_grad_norm": 0.0}, {"memory": Memory(streamed=1, step_in_backward=True)}),
         ({}, {"memory": Memory(optimizer_state="host", activations="host")}),
         (

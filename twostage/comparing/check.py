@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from twostage.class_prior import find_class_pictures
 from twostage.comparing.plan import Cell
 from twostage.comparing.request import Request
 from twostage.errors import UserError
@@ -15,7 +16,7 @@ from twostage.families import load_base
 from twostage.method.sampling import check_steps
 from twostage.recipe import Recipe
 from twostage.recipe_evaluation import Evaluation
-from twostage.stages import find_class_pictures, find_subject_photos
+from twostage.stages import find_subject_photos
 from twostage.subject.held_out import find_held_out
 from twostage.subject.photos import find_photos
 

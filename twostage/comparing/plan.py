@@ -163,7 +163,9 @@ def _has_use_for(recipe: Recipe, settings: Settings, key: str) -> bool:
         return stage2 is not None and settings.get("stage2.train", stage2.train) == "adapter"
     if table == "prior":
         preserves = settings.get("prior.preserve", recipe.prior.preserve)
-        return stage2 is not None and (key == "prior.preserve" or bool(preserves))
+        source = settings.get("prior.source", recipe.prior.source)
+        counts = recipe.prior.model_copy(update={"source": source}).counts(key.removeprefix("prior."))
+        return stage2 is not None and (key == "prior.preserve" or bool(preserves) and counts)
     return True
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from twostage.class_prior import find_class_pictures, prepare_class
 from twostage.comparing.place import Place, remove
 from twostage.display import Display
 from twostage.evaluating import FILE as EVALUATION
@@ -23,7 +24,6 @@ from twostage.recipe_evaluation import Evaluation
 from twostage.run import train
 from twostage.run_folder import RunFolder
 from twostage.session import Session
-from twostage.stages import find_class_pictures, prepare_class
 
 FINISHED = "run.json"
 # Of each stage, for a measurement of its speed; the first ones are slower.
@@ -158,7 +158,9 @@ class Probe:
                 update[name] = stage.model_copy(update={"steps": PROBE_STEPS})
         prior, images = self.recipe.prior, 0
         if prior.wanted:
-            images = min(prior.num_class_images, prior.sample_batch_size)
+            # A pass of the U-Net each is soon done, and less than reading the U-Net.
+            few_enough = prior.num_class_images if prior.source == "photos" else prior.sample_batch_size
+            images = min(prior.num_class_images, few_enough)
             update["prior"] = prior.model_copy(update={"num_class_images": images})
         with tempfile.TemporaryDirectory(prefix="twostage-") as temporary:
             # What is made already would look as if it cost nothing.

@@ -105,7 +105,7 @@ class DenoiserLearner(nn.Module):
             states = self.text(batch.prompts + batch.prior.prompts)
             if prior.noisy.shape == asked.noisy.shape:
                 own, kept = self._loss(asked.followed_by(prior), states).chunk(2)
-            else:  # The prior's pictures are squares, whatever the photos' bucket.
+            else:  # Pictures of the class are squares, whatever the photos' bucket.
                 own, kept = (self._loss(*part) for part in zip((asked, prior), states.chunk(2), strict=True))
             return own + self._prior_weight * kept
 

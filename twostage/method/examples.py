@@ -143,6 +143,11 @@ class Examples:
             address=(self.seed, stage, step, rows.start),
         )
 
+    def shown(self, stage: int, step: int) -> tuple[torch.Size, int]:
+        """Shape of the latents that a step shows, and how many steps before it showed the same bucket."""
+        bucket, before = self._bucket(stage, step)
+        return self.views[0].mean[self._buckets[bucket][0]].shape, before
+
     @cached_property
     def _buckets(self) -> list[list[int]]:
         """For each size of latents, the photos of that size, as often as they are shown in a round."""

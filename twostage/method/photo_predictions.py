@@ -3,7 +3,8 @@
 Stage 2 moves the class where it is trained, at the noised photos: a bare "backpack" gives the same pixels too. So that
 is where the tuned denoiser is held to the base, with the class in the token's place. Functional regularization of this
 kind is drift correction (arXiv 2410.14159), which asks a frozen copy beside the one that learns; here the base is asked
-once, before training, so no second U-Net is in memory, and nothing is drawn or kept on disk.
+once, before training, so no second U-Net is in memory, and nothing is drawn or kept on disk: a run that goes on asks it
+anew. Photos are noised without the offset that a stage may add.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from twostage.method.predictions import PredictedBatch
 from twostage.method.sampling import visiting
 from twostage.quiet import quiet
 
-# Beside the groups in which photos take their turns.
-_SHAPES = 1
+# Beside the streams of other draws of prior samples.
+_TURNS = PRIOR + 10
 # Of the addresses that photos are noised by.
 _STAGE = 2
 
@@ -36,19 +37,19 @@ def prepare_photo_predictions(making: Making, examples: Examples, prompts: Seque
     Args:
         making: what they depend on; `num_class_images` of them are made.
         examples: of the subject's photos.
-        prompts: of the class, for each photo.
+        prompts: for each photo, what its class is called in a prompt.
     """
     told = list(dict.fromkeys(prompts))
     # Draws of their own, else the first steps would hold to the very samples they learn.
     noised = replace(examples, choose_prompt=lambda photo, rng: prompts[photo], stream=PRIOR)
     shapes = _ask(making, noised, told)
-    owners = [shape for shape, samples in enumerate(shapes) for _ in samples]
+    fallback = next(iter(shapes.values()))
 
     def batch(stage: int, step: int, rows: range, rows_per_step: int) -> PredictedBatch:
-        # All of a step are of one shape, which comes up as often as it has samples.
-        shape = owners[in_turn(PRIOR, making.seed, stage, step, len(owners), _SHAPES)]
-        samples, group = shapes[shape], _SHAPES + 1 + shape
-        turns = [in_turn(PRIOR, making.seed, stage, step * rows_per_step + row, len(samples), group) for row in rows]
+        # Of the shape of the subject's samples, with which they then share a pass; too few may lack it.
+        shape, before = examples.shown(stage, step)
+        samples, group = shapes.get(shape, fallback), list(shapes).index(shape) if shape in shapes else len(shapes)
+        turns = [in_turn(_TURNS, making.seed, stage, before * rows_per_step + row, len(samples), group) for row in rows]
         asked = [samples[turn][0] for turn in turns]
         noisy, timesteps, target = (torch.cat(parts) for parts in zip(*map(_parts, asked), strict=True))
         return PredictedBatch(Question(noisy, timesteps, target), [samples[turn][1] for turn in turns])
@@ -61,7 +62,7 @@ def _parts(asked: Question) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> list[list[tuple[Question, str]]]:
+def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> dict[torch.Size, list[tuple[Question, str]]]:
     """Samples of each shape that latents come in: a noised photo, the base's prediction as its target, the prompt."""
     base, device, count = making.base, making.accelerator.device, making.options.num_class_images
     with visiting(base.text_encoder, device):
@@ -73,8 +74,8 @@ def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> list[list[
     with making.display.progress("class predictions", count) as update:
         for indices in in_batches(range(count), making.options.sample_batch_size):
             drawn = [noised.batch(_STAGE, index, range(1), 1) for index in indices]
-            for latents in dict.fromkeys(batch.latents.shape for batch in drawn):
-                alike = [batch for batch in drawn if batch.latents.shape == latents]
+            for shape in dict.fromkeys(batch.latents.shape[1:] for batch in drawn):
+                alike = [batch for batch in drawn if batch.latents.shape[1:] == shape]
                 asked = [replace(batch, weight=None).question(base.noise_scheduler) for batch in alike]
                 noisy = torch.cat([one.noisy for one in asked]).to(device)
                 timesteps = torch.cat([one.timesteps for one in asked]).to(device)
@@ -82,6 +83,6 @@ def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> list[list[
                 with making.accelerator.autocast():
                     answers = predict_as_kept(base.family, unet, noisy, timesteps, states=told).float().cpu()
                 for batch, one, answer in zip(alike, asked, answers.split(1), strict=True):
-                    shapes.setdefault(latents, []).append((replace(one, target=answer), batch.prompts[0]))
+                    shapes.setdefault(shape, []).append((replace(one, target=answer), batch.prompts[0]))
             update(indices[-1] + 1)
-    return list(shapes.values())
+    return shapes

@@ -125,16 +125,16 @@ class Rehearsal(Session):
         if not options.wanted:
             return None
         together = min(options.sample_batch_size, options.num_class_images)
-        # A noised photo takes one pass, and one without guidance; what a path takes is more, and found here.
-        photos = options.source == "photos"
+        photos = options.source == "photos"  # A noised one takes a single pass, without guidance.
         steps = 1 if photos else options.num_inference_steps
         with quiet():
             nets = {"unet": self._read("unet").to(self.frozen_dtype)}
-        name, share = f"class {options.source}", self.recipe.memory.streamed
+        name = "class images" if options.source == "images" else "class predictions"
+        share = self.recipe.memory.streamed
         with streamed(nets["unet"], share, self.device) if share else nullcontext():
             self._draw(name, nets, together, options.num_class_images, steps, guided=not photos)
         if self.frozen_dtype != torch.float32:
-            self.base.release("unet")  # As in stages.py.
+            self.base.release("unet")  # As in class_prior.py.
 
         def batch(stage: int, step: int, rows: range, rows_per_step: int) -> Any:
             return self.subject.examples.batch(stage, step, rows, rows_per_step)
