@@ -25,10 +25,12 @@ from twostage.method.sampling import assemble
 from twostage.pocket import world
 
 CLASS_PICTURES = 32
+# Whatever settings the recipe comes to have.
+_SETTINGS = {"stage2.learning_rate": 5e-5, "prior.num_class_images": 64}
 VARIANTS: dict[str, dict[str, object]] = {
-    "no prior": {"prior.preserve": False},
-    "prior, images": {"prior.preserve": True, "prior.source": "images"},
-    "prior, predictions": {"prior.preserve": True, "prior.source": "predictions"},
+    "no prior": {"prior.preserve": False, "stage2.learning_rate": 5e-5},
+    "prior, images": {"prior.preserve": True, "prior.source": "images", **_SETTINGS},
+    "prior, predictions": {"prior.preserve": True, "prior.source": "predictions", **_SETTINGS},
 }
 
 

@@ -99,6 +99,24 @@ def claim(prior: str, no_prior: str) -> list[Term]:
     return terms
 
 
+def standing(prior: str, no_prior: str) -> list[Term]:
+    """What of the claim stands, with room for the noise of six subjects at one seed: what the guard holds to."""
+    return [
+        Term("dino_unseen", prior, "identity above", lambda d: d.value > 0),
+        Term("dino_unseen", no_prior, "identity not below by more than 0.1", lambda d: d.value > -0.1),
+        *(
+            Term("clip_t", other, "prompt fidelity not below by more than 0.03", lambda d: d.value > -0.03)
+            for other in (prior, no_prior)
+        ),
+        *(
+            Term(figure, other, f"{SHOWN[figure]} below by more than 0.1", lambda d: d.value < -0.1)
+            for figure in ("drift_class", "drift_unrelated")
+            for other in (prior, no_prior)
+        ),
+        Term("seconds", prior, "20 s and more shorter", lambda d: d.value < -20),
+    ]
+
+
 def show_claim(pooled: dict[str, Pooled], ours: str, terms: Sequence[Term]) -> bool:
     """Print each term with the difference and its interval; whether all hold."""
     print("| beside | claim | difference | holds | told from chance |\n|---|---|---|---|---|")
