@@ -18,10 +18,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # Before torch is imported: a process a core.
 
-from benchmarks.trials.candidates import NO_PRIOR, OURS, PRIOR
+from benchmarks.trials.candidates import TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 from benchmarks.trials.subjects import TEST
-from benchmarks.trials.tables import named, pool, show, show_claim, standing
+from benchmarks.trials.tables import judge, pool, show, standing
 from benchmarks.trials.worker import carry_out_all
 
 SUBJECTS = ("sneaker", "vase", "toy robot", "stuffed animal", "cat", "owl")
@@ -34,15 +34,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     began = time.perf_counter()
-    candidates = (OURS, PRIOR, NO_PRIOR)
-    jobs = [Job(one.name, noun, TEST[noun], arguments.seed) for noun in arguments.subjects for one in candidates]
+    jobs = [Job(one.name, noun, TEST[noun], arguments.seed) for noun in arguments.subjects for one in TESTED]
     carry_out_all(arguments.folder, jobs)
-    trials = Trials(arguments.folder, candidates)
+    trials = Trials(arguments.folder, TESTED)
     records = [trials.record(job) for job in jobs]
     show(records)
-    pooled = pool(records)
-    ours, *others = (named(pooled, candidate.name) for candidate in candidates)
-    met = show_claim(pooled, ours, standing(*others))
+    met = judge(pool(records), [candidate.name for candidate in TESTED], standing)
     print(f"{'The order stands' if met else 'THE ORDER HAS CHANGED'}; {(time.perf_counter() - began) / 60:.1f} minutes")
     sys.exit(not met)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # Before torch is imported: a process a core.
 
 import benchmarks.trials as package
-from benchmarks.trials.candidates import CANDIDATES, NO_PRIOR, OURS, PRIOR, TESTED
+from benchmarks.trials.candidates import CANDIDATES, TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 from benchmarks.trials.subjects import TEST, TUNING
-from benchmarks.trials.tables import claim, named, pool, show, show_claim
+from benchmarks.trials.tables import claim, judge, pool, show
 from benchmarks.trials.worker import carry_out_all
 
 
@@ -44,9 +44,7 @@ def main() -> None:
     records = [trials.record(job) for job in jobs]
     show(records, arguments.table, intervals=arguments.phase == "test")
     if arguments.phase == "test" and not arguments.only:
-        pooled = pool(records)
-        ours, *others = (named(pooled, candidate.name) for candidate in (OURS, PRIOR, NO_PRIOR))
-        show_claim(pooled, ours, claim(*others))
+        judge(pool(records), [candidate.name for candidate in TESTED], claim)
 
 
 if __name__ == "__main__":

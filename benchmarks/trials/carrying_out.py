@@ -25,6 +25,7 @@ from twostage.method.kernels import interpreted
 from twostage.method.precision import drawn_in
 from twostage.method.sampling import assemble, draw
 from twostage.recipe_file import load_recipe
+from twostage.subject.captions import subject_phrase
 
 Option = Callable[[], AbstractContextManager[Any]]
 # Run folder, prompts as asked, prompts with the class alone, seeds -> pictures.
@@ -167,12 +168,12 @@ class Trials:
         before = Job(candidate.after, job.class_noun, job.individual, job.seed)
         asked = questionnaire(job.class_noun)
         _, recipe = run.open_finished(self._run_folder(before))
-        phrase = stages.subject_phrase(recipe.token, recipe.data)
+        phrase = subject_phrase(recipe.token, recipe.data)
         plain = filled(asked, job.class_noun)
         seeds = [one.seed for one in asked]
         drawn = candidate.drawing(self._run_folder(before), filled(asked, phrase), plain, seeds)
         told = json.loads(self.record(before).read_text(encoding="utf-8"))["points"][-1]
-        figures = self._examiner.examine(photos, drawn, self.base_pictures(job.class_noun))
+        figures = self.examine(photos, drawn)
         return [{"stage": told["stage"], "step": told["step"], "seconds": told["seconds"], "figures": figures}]
 
     def drawn(self, job: Job) -> list[Image.Image]:

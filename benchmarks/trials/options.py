@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.trials.subjects import UNSEEN, Photos
 from twostage import stages
+from twostage.demo import SEEN
 from twostage.evaluation.embedders import CLIPEmbedder
 from twostage.method.denoiser import DenoiserLearner
 from twostage.method.embedding import EmbeddingLearner
@@ -161,8 +162,6 @@ def class_word(photos: Photos) -> dict[str, object]:
 
 def described(photos: Photos) -> dict[str, object]:
     """Each photo captioned with where it is, so that the place need not be learned with the subject."""
-    from twostage.demo import SEEN
-
     for file, context in zip(sorted(photos.seen.glob("*.png")), SEEN, strict=True):
         told = photos.seen.parent / "described" / file.name
         told.parent.mkdir(exist_ok=True)

@@ -117,6 +117,12 @@ def standing(prior: str, no_prior: str) -> list[Term]:
     ]
 
 
+def judge(pooled: dict[str, Pooled], names: Sequence[str], terms: Callable[[str, str], list[Term]]) -> bool:
+    """Print what `terms` says of ours beside DreamBooth with and without prior, so ordered; whether it holds."""
+    ours, prior, no_prior = (named(pooled, name) for name in names)
+    return show_claim(pooled, ours, terms(prior, no_prior))
+
+
 def show_claim(pooled: dict[str, Pooled], ours: str, terms: Sequence[Term]) -> bool:
     """Print each term with the difference and its interval; whether all hold."""
     print("| beside | claim | difference | holds | told from chance |\n|---|---|---|---|---|")

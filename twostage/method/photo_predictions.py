@@ -43,12 +43,12 @@ def prepare_photo_predictions(making: Making, examples: Examples, prompts: Seque
     # Draws of their own, else the first steps would hold to the very samples they learn.
     noised = replace(examples, choose_prompt=lambda photo, rng: prompts[photo], stream=PRIOR)
     shapes = _ask(making, noised, told)
-    fallback = next(iter(shapes.values()))
+    places, fallback = {shape: place for place, shape in enumerate(shapes)}, next(iter(shapes.values()))
 
     def batch(stage: int, step: int, rows: range, rows_per_step: int) -> PredictedBatch:
         # Of the shape of the subject's samples, with which they then share a pass; too few may lack it.
         shape, before = examples.shown(stage, step)
-        samples, group = shapes.get(shape, fallback), list(shapes).index(shape) if shape in shapes else len(shapes)
+        samples, group = shapes.get(shape, fallback), places.get(shape, len(shapes))
         turns = [in_turn(_TURNS, making.seed, stage, before * rows_per_step + row, len(samples), group) for row in rows]
         asked = [samples[turn][0] for turn in turns]
         noisy, timesteps, target = (torch.cat(parts) for parts in zip(*map(_parts, asked), strict=True))
