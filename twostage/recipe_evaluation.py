@@ -40,6 +40,13 @@ class Evaluation(Section):
     guidance_scale: float | None = option(
         None, "Weight of classifier-free guidance; the recipe's for samples when not given.", ge=0, le=100
     )
+    class_guidance: float | None = option(
+        None,
+        "Share of the guidance that goes towards the class alone, without the token; the recipe's for samples when not "
+        "given.",
+        ge=0,
+        le=1,
+    )
     encoders: tuple[str, ...] = option(
         (),
         "ROLE=SOURCE, where ROLE is dino, dinov2 or clip and SOURCE a folder, a hub id, 'pocket' or 'none'; may be "

@@ -186,6 +186,14 @@ class Sample(Section):
     )
     num_inference_steps: int = option(25, "Denoising steps a picture.", unit="steps", ge=1, le=1000)
     guidance_scale: float = option(7.5, "Weight of classifier-free guidance; 1 is off.", ge=0, le=100)
+    class_guidance: float = option(
+        0.0,
+        "Share of the guidance that goes towards the class alone, without the token: edits are followed better, in "
+        "half as much time again; wants a class noun.",
+        flags=("class-guidance",),
+        ge=0,
+        le=1,
+    )
 
 
 class Checkpoints(Section):

@@ -33,7 +33,7 @@ from twostage.stages import (
     learn_embedding,
     prepare_subject,
 )
-from twostage.subject.captions import subject_phrase
+from twostage.subject.captions import subject_phrase, without_token
 from twostage.subject.held_out import find_held_out, leaks
 from twostage.subject.tokens import load_embedding
 
@@ -106,7 +106,7 @@ def train(
     return session.folder.path
 
 
-def generate(
+def generate(  # noqa: PLR0913  A keyword for each option of the command.
     run: Path,
     prompt: str | Sequence[str],
     *,
@@ -114,6 +114,7 @@ def generate(
     seed: int = 0,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    class_guidance: float | None = None,
     strength: float = 1.0,
     display: Display | None = None,
 ) -> list[Image.Image]:
@@ -126,6 +127,8 @@ def generate(
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
         guidance_scale: weight of classifier-free guidance; 1 is off.
+        class_guidance: share of it that goes towards the class alone, without the token, 0..1: see
+            `method.guidance.towards_class`; the recipe's for its samples when not given.
         strength: how far the base's weights go to the trained ones; see `load_pipeline`.
         display: where notes about the prompts are shown; the terminal when not given.
 
@@ -134,15 +137,24 @@ def generate(
 
     Raises:
         UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or
-            there is nothing to mix at that strength.
+            there is nothing to mix at that strength, or class guidance is asked for and there is no class noun.
     """
     folder, recipe = open_finished(run)
+    if class_guidance and not recipe.data.class_noun.strip():
+        raise UserError(
+            f"class_guidance is {class_guidance:g}, and {run} was trained without a class noun: there is no class to "
+            "guide towards; leave it at 0"
+        )
     phrase = subject_phrase(recipe.token, recipe.data)
     names = [token.placeholder for token, _ in recipe.every_subject()]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     filled = [text.replace("{}", phrase) for text in prompts for _ in range(count)]
     seeds = [seed + index for _ in prompts for index in range(count)]
-    options = Sample(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    options = Sample(
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        class_guidance=recipe.sample.class_guidance if class_guidance is None else class_guidance,
+    )
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
     pipeline = _load_pipeline(folder, recipe, base, strength)
@@ -153,7 +165,8 @@ def generate(
             display.say(f"note: {shown!r} has neither {{}} nor {' nor '.join(names)}: the subject is not asked for")
         if not reads_whole(pipeline, text):
             display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
-    return draw(pipeline, filled, seeds, options, recipe.data.resolution or base.resolution)
+    asked = [(text, without_token(text, recipe.every_subject())) for text in filled]
+    return draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution)
 
 
 def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipeline:

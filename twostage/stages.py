@@ -47,7 +47,7 @@ from twostage.method.selfcheck import check_token
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage, Stage1, Stage2
 from twostage.session import DrawSamples, Session
-from twostage.subject.captions import all_prompts, subject_phrase
+from twostage.subject.captions import all_prompts, subject_phrase, without_token
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.tokens import (
     Placeholders,
@@ -288,16 +288,20 @@ def _text(session: Session, options: Stage2, base: Base, subject: Subject, prior
     if trains(open_for_training(base, "text_encoder", options, recipe.adapter, recipe.seed)):
         return LiveText(base, subject.expand)
     prompts = list(dict.fromkeys(subject.prompts + prior_prompts))
-    drawn = [prompt for prompt in ["", *_sample_prompts(session, subject)] if prompt not in prompts]
+    wanted = dict.fromkeys(["", *(text for both in _sample_prompts(session, subject) for text in both)])
+    drawn = [prompt for prompt in wanted if prompt not in prompts]
     with session.phase("encode_prompts"):
         # Apart from each other, so that what trains does not depend on what is drawn.
         states = [encode_prompts(base, some, subject.expand, session.device) for some in (prompts, drawn)]
     return EncodedText(states[0] | states[1])
 
 
-def _sample_prompts(session: Session, subject: Subject) -> list[str]:
-    options = session.recipe.sample
-    return [text.replace("{}", subject.phrase) for text in options.prompts if options.per_prompt]
+def _sample_prompts(session: Session, subject: Subject) -> list[tuple[str, str]]:
+    """Each as it is, and as it guides towards the class, where it does."""
+    recipe, options = session.recipe, session.recipe.sample
+    texts = [text.replace("{}", subject.phrase) for text in options.prompts if options.per_prompt]
+    subjects = recipe.every_subject() if options.class_guidance else []
+    return [(text, without_token(text, subjects)) for text in texts]
 
 
 def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **live: Any) -> DrawSamples:

@@ -13,6 +13,7 @@ from benchmarks.trials.options import (
     fewer_high_levels,
     fixed_norm,
     learning,
+    masked,
     seen_colour,
 )
 
@@ -160,6 +161,51 @@ BOTH = [
     _stage2("both-one-caption", (50,), _SHORT, 5e-5, options={**_photos(64, 3.0), "data.caption": "a photo of a {}"}),
 ]
 
+# What was left, each beside the setting that is shipped: another stage 1 before the same stage 2 ...
+_SHIPPED = _TWO_BY_TWO
+_CHANGED_STAGE1 = [
+    _stage1("50-vectors-2", (50,), options={"token.num_vectors": 2}),
+    _stage1("50-vectors-4", (50,), options={"token.num_vectors": 4}),
+    _stage1("50-norm-none", (50,), options={"stage1.norm_control": "none"}),
+    _stage1("50-norm-fixed", (50,), within=fixed_norm()),
+    _stage1("50-noun", (50,), options={"token.role": "noun"}),
+    _stage1("50-context-embeddings", (50,), within=context_embeddings()),
+    _stage1("50-context-embeddings-strong", (50,), within=context_embeddings(1e-2)),
+    _stage1("50-rate-2e-2", (50,), options={"stage1.learning_rate": 2e-2}),
+    _stage1("50-described", (50,), prepare=described),
+    _stage1("50-masked", (50,), prepare=masked),
+    _stage1("50-snr-5", (50,), options={"stage1.snr_gamma": 5.0}),
+    _stage1("50-dropout", (50,), options={"data.caption_dropout": 0.1}),
+]
+_SHAPE = ("token.num_vectors", "token.role")
+BEFORE = [
+    *_CHANGED_STAGE1,
+    *(
+        _stage2(
+            f"after-{one.name.removeprefix('s1-50-')}",
+            (100,),
+            one.name,
+            5e-5,
+            options={**_SHIPPED, **{name: one.options[name] for name in _SHAPE if name in one.options}},
+            prepare=one.prepare,
+        )
+        for one in _CHANGED_STAGE1
+    ),
+]
+# ... and another stage 2 after the same stage 1.
+_FIFTY = "s1-mean-50"
+BEHIND = [
+    _stage2("100-weight-1", (100, 150), _FIFTY, 5e-5, options={**_SHIPPED, "prior.weight": 1.0}),
+    _stage2("100-longer", (150, 200), _FIFTY, 5e-5, options=_SHIPPED),
+    _stage2("100-keys-values", (100,), _FIFTY, 1e-3, options=_SHIPPED, within=learning(r"\.attn2\.to_[kv]\.")),
+    _stage2("100-attention", (100,), _FIFTY, 1e-4, options=_SHIPPED, within=learning(r"\.attn[12]\.")),
+    _stage2("100-masked", (100,), _FIFTY, 5e-5, options=_SHIPPED, prepare=masked),
+    _stage2("100-dropout", (100,), _FIFTY, 5e-5, options={**_SHIPPED, "data.caption_dropout": 0.1}),
+    _stage2("100-ema", (100,), _FIFTY, 5e-5, options={**_SHIPPED, "stage2.ema_decay": 0.97}),
+    _stage2("100-snr-5", (100,), _FIFTY, 5e-5, options={**_SHIPPED, "stage2.snr_gamma": 5.0}),
+    _stage2("100-batch-1", (100, 200), _FIFTY, 5e-5, options={**_SHIPPED, "stage2.batch_size": 1}),
+]
+
 # Other ways to draw one of those.
 DRAWN = "s2-both-batch-2"
 DRAWING = [
@@ -176,4 +222,25 @@ DRAWING = [
     )
 ]
 
-CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *DRAWING]
+# ... and of what is shipped, and of those that it is measured by.
+_WAYS = (
+    ("mixed-2.5-2.5", mixed()),
+    ("mixed-3.5-1.5", mixed(3.5, 1.5)),
+    ("mixed-3.5-3.5", mixed(3.5, 3.5)),
+    ("mixed-base", mixed(asked_base=True)),
+    ("personalization", personalization()),
+    ("both-2.5-2.5", personalization(0.0, 2.5, 2.5)),
+    ("both-3-2", personalization(0.0, 3.0, 2.0)),
+    ("both-0.5-2.5-2.5", personalization(0.5, 2.5, 2.5)),
+)
+DRAWN_SHIPPED = [
+    *(Candidate(f"shipped-{name}", after="two-stage", drawing=way) for name, way in _WAYS),
+    *(
+        Candidate(f"{other}-{name}", after=other, drawing=way)
+        for other in ("dreambooth", "dreambooth-no-prior")
+        for name, way in _WAYS
+        if name in ("mixed-2.5-2.5", "personalization", "both-2.5-2.5")
+    ),
+]
+
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *BEFORE, *BEHIND, *DRAWING, *DRAWN_SHIPPED]

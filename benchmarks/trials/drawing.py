@@ -89,12 +89,16 @@ def class_first(share: float) -> Callable[..., list[Image.Image]]:
     return _loop(prepare)
 
 
-def mixed(token: float = 2.5, plain: float = 2.5) -> Callable[..., list[Image.Image]]:
-    """Guidance towards token and class together (arXiv 2502.05895: 3.5 each)."""
+def mixed(token: float = 2.5, plain: float = 2.5, asked_base: bool = False) -> Callable[..., list[Image.Image]]:
+    """Guidance towards token and class together (arXiv 2502.05895: 3.5 each); the base may answer for the class."""
 
     def prepare(pipeline: Any) -> Predict:
+        base = load_base("pocket").unet if asked_base else None
+
         def predict(unet: Any, latents: Tensor, timestep: Tensor, states: dict[str, Tensor], done: float) -> Tensor:
             without, asked, kind = _ask(unet, latents, timestep, states["empty"], states["token"], states["class"])
+            if base is not None:
+                kind = _of_subject(states, _ask(base, latents, timestep, states["class"])[0], kind)
             return without + token * (asked - without) + plain * (kind - without)
 
         return predict
@@ -102,18 +106,24 @@ def mixed(token: float = 2.5, plain: float = 2.5) -> Callable[..., list[Image.Im
     return _loop(prepare)
 
 
-def personalization(between: float = 0.0) -> Callable[..., list[Image.Image]]:
-    """Away from what weights nearer to the base's draw of nothing (arXiv 2508.00319)."""
+def personalization(between: float = 0.0, token: float = 5.0, plain: float = 0.0) -> Callable[..., list[Image.Image]]:
+    """Away from what weights nearer to the base's draw of nothing (arXiv 2508.00319), where the subject is asked."""
 
     def prepare(pipeline: Any) -> Predict:
         weak, own = copy.deepcopy(load_base("pocket").unet), pipeline.unet.state_dict()
         weak.load_state_dict({name: value.lerp(own[name], between) for name, value in weak.state_dict().items()})
 
         def predict(unet: Any, latents: Tensor, timestep: Tensor, states: dict[str, Tensor], done: float) -> Tensor:
-            (without,) = _ask(weak, latents, timestep, states["empty"])
-            (asked,) = _ask(unet, latents, timestep, states["token"])
-            return without + DRAWING.guidance_scale * (asked - without)
+            without, asked, kind = _ask(unet, latents, timestep, states["empty"], states["token"], states["class"])
+            without = _of_subject(states, _ask(weak, latents, timestep, states["empty"])[0], without)
+            return without + token * (asked - without) + plain * (kind - without)
 
         return predict
 
     return _loop(prepare)
+
+
+def _of_subject(states: dict[str, Tensor], where_asked_for: Tensor, elsewhere: Tensor) -> Tensor:
+    """Of two predictions, the first for prompts with the token, the second for those without."""
+    named = (states["token"] != states["class"]).flatten(1).any(dim=1)
+    return torch.where(named[:, None, None, None], where_asked_for, elsewhere)

@@ -6,16 +6,18 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.trials.subjects import UNSEEN, Photos
 from twostage import stages
-from twostage.demo import SEEN
+from twostage.demo import SEEN, take_photos
 from twostage.evaluation.embedders import CLIPEmbedder
 from twostage.method.denoiser import DenoiserLearner
 from twostage.method.embedding import EmbeddingLearner
@@ -168,3 +170,18 @@ def described(photos: Photos) -> dict[str, object]:
         told.write_bytes(file.read_bytes())
         told.with_suffix(".txt").write_text(f"a photo of a {{}} {context or ''}".strip(), encoding="utf-8")
     return {"data.photos": str(photos.seen.parent / "described")}
+
+
+def masked(photos: Photos) -> dict[str, object]:
+    """Each photo with the mask of its subject: what changes when the same subject is all black, then all white."""
+    folder = photos.seen.parent / "masked"
+    black, white = (folder.with_name(name) for name in ("black", "white"))
+    subject = photos.subject()
+    for place, shade in ((folder, None), (black, (0, 0, 0)), (white, (255, 255, 255))):
+        painted = subject if shade is None else replace(subject, main=shade, second=shade, accent=shade)
+        take_photos(place, painted, SEEN, photos.individual)
+    for file in sorted(black.glob("*.png")):
+        apart = ImageChops.difference(Image.open(file), Image.open(white / file.name)).convert("L")
+        mask = apart.point([255 * (value > 40) for value in range(256)]).filter(ImageFilter.MaxFilter(5))
+        mask.save(folder / f"{file.stem}-masklabel.png")
+    return {"data.photos": str(folder), "data.unmasked_weight": 0.1}

@@ -25,18 +25,21 @@ class Photos:
     """Of one individual: the class it is of, and the folders of what is learned from and what is held out."""
 
     class_noun: str
+    individual: int
     seen: Path
     unseen: Path
+
+    def subject(self) -> world.Subject:
+        return world.sample_subject(np.random.default_rng([self.individual, 2024]), self.class_noun)
 
 
 def photograph(folder: Path, class_noun: str, individual: int) -> Photos:
     """Draw the photos where they are not there yet."""
     place = folder / f"{class_noun.replace(' ', '-')}-{individual}"
-    photos = Photos(class_noun, place / "seen", place / "unseen")
+    photos = Photos(class_noun, individual, place / "seen", place / "unseen")
     done = place / "done"
     if not done.exists():
-        subject = world.sample_subject(np.random.default_rng([individual, 2024]), class_noun)
-        take_photos(photos.seen, subject, SEEN, individual)
-        take_photos(photos.unseen, subject, UNSEEN, individual + 1)
+        take_photos(photos.seen, photos.subject(), SEEN, individual)
+        take_photos(photos.unseen, photos.subject(), UNSEEN, individual + 1)
         done.touch()
     return photos

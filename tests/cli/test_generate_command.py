@@ -33,6 +33,7 @@ def test_a_long_prompt_makes_no_long_name(tmp_path):
         ([".", "caf\udce9"], "UTF-8"),
         ([".", "a photo", "-n", "0"], "--count"),
         ([".", "a photo", "--guidance", "nan"], "--guidance"),
+        ([".", "a photo", "--class-guidance", "1.5"], "--class-guidance"),
         ([".", "a photo", "--steps", "many"], "--steps"),
         ([".", "a photo", "--seed", "9" * 30], "--seed"),
         ([".", "a photo"], "no run"),

@@ -10,7 +10,14 @@ from PIL import Image
 
 from twostage.errors import UserError
 from twostage.recipe import Data, Token
-from twostage.subject.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES, all_prompts, choose_prompt, subject_phrase
+from twostage.subject.captions import (
+    OBJECT_TEMPLATES,
+    STYLE_TEMPLATES,
+    all_prompts,
+    choose_prompt,
+    subject_phrase,
+    without_token,
+)
 from twostage.subject.photos import Photo, find_photos
 
 PHRASE = "<rare> backpack"
@@ -43,6 +50,22 @@ def test_the_phrase_is_token_and_class_noun_right_wrong_or_none(token, data, phr
 def test_an_adjective_without_a_noun_is_refused_with_both_ways_out():
     with pytest.raises(UserError, match=r"--class backpack.*--token\.role noun"):
         subject_phrase(Token(), Data(class_noun=" "))
+
+
+@pytest.mark.parametrize(
+    ("token", "noun", "prompt", "plain"),
+    [
+        (Token(), " stuffed  animal ", "a <rare> stuffed animal, <rare>!", "a stuffed animal, !"),
+        (Token(), "dog", "a blue <rare> puppy and <rarer> things", "a blue puppy and <rarer> things"),
+        (Token(placeholder="sks"), "dog", "a sks dog in a sksy place", "a dog in a sksy place"),
+        (Token(role="noun"), "dog", "a <rare> on a beach", "a dog on a beach"),
+        (Token(role="noun"), r"d\1g", "a <rare>", r"a d\1g"),
+        (Token(), "dog", "a cat", "a cat"),
+        (Token(role="noun"), "", "a <rare>", "a <rare>"),
+    ],
+)
+def test_without_its_token_a_prompt_asks_for_the_class(token, noun, prompt, plain):
+    assert without_token(prompt, [(token, Data(class_noun=noun))]) == plain
 
 
 def test_a_style_has_templates_of_its_own():

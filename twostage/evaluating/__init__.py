@@ -86,6 +86,11 @@ def evaluate_result(
         raise UserError(f"strength {mixed[0]:g}: {result.unmixable}; leave --strength out")
     suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
     unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
+    if options.class_guidance and not result.class_noun:
+        raise UserError(
+            f"class_guidance is {options.class_guidance:g}, and the result has no class noun: there is no class to "
+            "guide towards; leave it at 0"
+        )
     sampler = _sampler(result, options)
     if result.base:
         check_steps(result.base, sampler.num_inference_steps)
@@ -144,6 +149,7 @@ def _sampler(result: Result, options: Evaluation) -> Sample:
     return Sample(
         num_inference_steps=options.num_inference_steps or own.num_inference_steps,
         guidance_scale=own.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        class_guidance=own.class_guidance if options.class_guidance is None else options.class_guidance,
     )
 
 
@@ -171,7 +177,7 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
         shelf = Shelf("evaluation-pictures", ".png", facts)
         _make_folder(shelf.path)
         files = [shelf.file(index) for index in range(series.total)]
-        images = drawer.pictures(series, result.class_noun, files, display)
+        images = drawer.pictures(series, result.class_noun, result.class_noun, files, display)
         drawn[f"base_{name}"] = series.shots(images, result.class_noun, result.class_noun)
     return drawn
 
@@ -188,7 +194,7 @@ class _Pictures:
             "class_noun": result.class_noun,
             "side": result.side,
             "device": usual_device(),
-            "sampler": [sampler.num_inference_steps, sampler.guidance_scale],
+            "sampler": [sampler.num_inference_steps, sampler.guidance_scale, sampler.class_guidance],
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
         self._facts = json.dumps(facts, indent=2)
@@ -245,7 +251,7 @@ class _Pictures:
             _make_folder(files[0].parent)
             # The class prompt names the class alone, and the unrelated ones nothing of it.
             phrase = self._result.phrase if name == "subject" else self._result.class_noun
-            images = drawer.pictures(series, phrase, files, display)
+            images = drawer.pictures(series, phrase, self._result.class_noun, files, display)
             drawn[name] = series.shots(images, phrase, self._result.class_noun)
         return drawn, _text_of(scheduler_file)
 
@@ -293,6 +299,7 @@ def _choices(options: Evaluation, suite: Suite, planned: dict[str, Series], samp
         "seed": options.seed,
         "num_inference_steps": sampler.num_inference_steps,
         "guidance_scale": sampler.guidance_scale,
+        "class_guidance": sampler.class_guidance,
         "num_class_images": options.num_class_images,
         "unrelated_prompts": list(planned["unrelated"].templates) if "unrelated" in planned else [],
     }

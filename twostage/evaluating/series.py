@@ -75,7 +75,7 @@ class Drawer:
 
     Attributes:
         load: the pipeline, when something has to be drawn.
-        options: denoising steps and guidance scale.
+        options: denoising steps, guidance scale and the share of it that goes towards the class.
         side: of the pictures, in pixels.
         whose: for messages: the run, or the base.
     """
@@ -85,12 +85,15 @@ class Drawer:
     side: int
     whose: str
 
-    def pictures(self, series: Series, phrase: str, files: Sequence[Path], display: Display) -> list[Image.Image]:
+    def pictures(
+        self, series: Series, phrase: str, plain: str, files: Sequence[Path], display: Display
+    ) -> list[Image.Image]:
         """The pictures of a series, each read from its file, or drawn and written there.
 
         Args:
             series: what to draw.
             phrase: in the place of {}.
+            plain: the same without the token: the class; "" where there is no word for it.
             files: one for each picture, in folders that are there.
             display: for progress.
 
@@ -98,7 +101,8 @@ class Drawer:
             UserError: a batch is all black, as from weights that are no numbers; a picture cannot be written.
         """
         assert len(files) == series.total
-        prompts = [text for text in series.filled(phrase) for _ in range(series.count)]
+        texts = zip(series.filled(phrase), series.filled(plain or phrase), strict=True)
+        prompts = [both for both in texts for _ in range(series.count)]
         known = {index: picture for index, file in enumerate(files) if (picture := read_drawn(file, self.side))}
         starts = [
             start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from twostage.errors import UserError
 from twostage.families import Base, work_in_tiles
 from twostage.lack import lacks_memory
 from twostage.memory.heap import give_back
+from twostage.method.guidance import towards_class
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Pictures denoised together, unless someone says otherwise.
 TOGETHER = 8
 Encode = Callable[[list[str]], Tensor]
+# Text; or text, and the same with the class alone in the token's place.
+Prompt = str | tuple[str, str]
 
 
 def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **components: Any) -> StableDiffusionPipeline:
@@ -80,7 +83,7 @@ def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
 
 def draw(
     pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     options: Sample,
     side: int,
@@ -96,8 +99,9 @@ def draw(
 
     Args:
         pipeline: from `assemble`.
-        prompts, seeds: equally many.
-        options: denoising steps and guidance scale.
+        prompts, seeds: equally many. A prompt is a text, or a text and what it says with the class alone in the
+            token's place; without the latter, nothing is guided towards the class.
+        options: denoising steps, guidance scale and the share of it that goes towards the class.
         side: of the pictures, in pixels.
         together: pictures a batch; fewer where there is too little memory for so many.
         device: where the U-Net is; text encoder and VAE come there for as long as they have work, one after the other,
@@ -119,7 +123,7 @@ def draw(
 
 def _draw_together(
     pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     options: Sample,
     side: int,
@@ -127,10 +131,15 @@ def _draw_together(
     encode: Encode | None,
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
+    texts, plain = zip(*((prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts), strict=True)
     guided = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+    mixed = guided and options.class_guidance > 0 and plain != texts
     try:
-        with quiet(), _in_eval_mode(pipeline), torch.no_grad():
-            states = _encode(pipeline, prompts, device, guided, encode)
+        with quiet(), _in_eval_mode(pipeline), torch.no_grad(), ExitStack() as within:
+            states = _encode(pipeline, texts, device, guided, encode)
+            if mixed:
+                kinds, _ = _encode(pipeline, plain, device, False, encode)
+                within.enter_context(towards_class(pipeline.unet, kinds, options.class_guidance))
             with _without(pipeline, "text_encoder", "vae"):
                 latents = _denoise(pipeline, states, seeds, options, side)
             with visiting(pipeline.vae, device):

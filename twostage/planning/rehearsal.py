@@ -132,7 +132,7 @@ class Rehearsal(Session):
         name = "class images" if options.source == "images" else "class predictions"
         share = self.recipe.memory.streamed
         with streamed(nets["unet"], share, self.device) if share else nullcontext():
-            self._draw(name, nets, together, options.num_class_images, steps, guided=not photos)
+            self._draw(name, nets, together, options.num_class_images, steps, 1 if photos else 2)
         if self.frozen_dtype != torch.float32:
             self.base.release("unet")  # As in class_prior.py.
 
@@ -180,18 +180,20 @@ class Rehearsal(Session):
             parts["text_encoder"] = text.text_encoder
         elif isinstance(text, EncodedText):
             parts["states"] = text.states
-        guided = options.guidance_scale > 1
+        passes = 1
+        if options.guidance_scale > 1:
+            passes = 3 if options.class_guidance and self.recipe.data.class_noun.strip() else 2
         self._draw(
-            f"{name}, samples", parts, min(pictures, TOGETHER), pictures * times, options.num_inference_steps, guided
+            f"{name}, samples", parts, min(pictures, TOGETHER), pictures * times, options.num_inference_steps, passes
         )
 
-    def _draw(self, name: str, nets: Mapping[str, Any], together: int, count: int, steps: int, guided: bool) -> None:
+    def _draw(self, name: str, nets: Mapping[str, Any], together: int, count: int, steps: int, passes: int) -> None:
         """A batch of pictures: one of its equal denoising steps, and what comes before and after them.
 
         What `nets` lacks comes to the card for as long as it has work; see method/sampling.py.
         """
         self._trace.begin()
-        draw = partial(self._draw_batch, nets, together, together * (1 + guided), name != "class predictions")
+        draw = partial(self._draw_batch, nets, together, together * passes, name != "class predictions")
         key = that_matters(name, self._asked)
         denoising = self._trace.once(key, draw, self._known.works)
         self._note(name, (self._work + denoising.times(steps - 1)).times(1 / together), count, "picture")

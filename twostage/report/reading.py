@@ -214,8 +214,8 @@ def _doubled(runs: Sequence[Run]) -> set[str]:
     return {strategy for (strategy, _), count in times.items() if count > 1}
 
 
-# What may differ between two runs whose figures are compared: each follows from the subject.
-_OF_THE_SUBJECT = ("class_prompt",)
+# What may differ between two runs whose figures are compared: it follows from the subject, or from the strategy.
+_MAY_DIFFER = ("class_prompt", "class_guidance")
 
 
 def same_choices(first: Run, second: Run) -> bool:
@@ -225,4 +225,4 @@ def same_choices(first: Run, second: Run) -> bool:
 
 def comparable(run: Run) -> dict[str, Any]:
     """The choices of an evaluation that two runs must share."""
-    return {name: value for name, value in run.document.choices.items() if name not in _OF_THE_SUBJECT}
+    return {name: value for name, value in run.document.choices.items() if name not in _MAY_DIFFER}

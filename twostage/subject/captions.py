@@ -88,6 +88,28 @@ def subject_phrase(token: Token, data: Data) -> str:
     return f"{token.placeholder} {noun}"
 
 
+def without_token(prompt: str, subjects: Sequence[tuple[Token, Data]]) -> str:
+    """The prompt as it reads with each subject's class in its place: "a photo of a backpack on the beach".
+
+    A subject without a class noun, such as most styles, keeps its token: there is nothing to put there.
+
+    Args:
+        prompt: with the tokens spelled out.
+        subjects: token and data of each.
+    """
+    for token, data in subjects:
+        noun = " ".join(data.class_noun.split())
+        if not noun:
+            continue
+        prompt = prompt.replace(f"{token.placeholder} {noun}", noun)
+        alone = rf"(?<!\w){re.escape(token.placeholder)}(?!\w)"
+        if token.role == "adjective":  # Beside another noun, "<rare> puppy".
+            prompt = re.sub(rf"{alone} ?", "", prompt)
+        else:
+            prompt = re.sub(alone, lambda found, noun=noun: noun, prompt)  # type: ignore[misc]
+    return prompt
+
+
 def choose_prompt(photo: Photo, data: Data, phrase: str, rng: np.random.Generator) -> str:
     """The prompt of one training sample.
 

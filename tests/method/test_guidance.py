@@ -1,0 +1,191 @@
+"""Guidance towards subject and class: the paper's formula, in the stock pipeline, wherever pictures are drawn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.watching import Watcher, without
+from twostage.display import Display
+from twostage.errors import UserError
+from twostage.evaluating import evaluate
+from twostage.families import load_base
+from twostage.method.sampling import assemble, draw
+from twostage.planning.rehearsal import rehearse
+from twostage.recipe import Data, Recipe, Sample, Token
+from twostage.recipe_evaluation import Evaluation
+from twostage.run import generate, train
+
+TOKEN, CLASS, SEEDS = ["a photo of a red backpack", "snow"], ["a photo of a backpack", "snow"], [3, 4]
+SHAPE = (6, 16, 16)
+BOTH = list(zip(TOKEN, CLASS, strict=True))
+
+
+def pixels(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+
+
+def sampled(share: float, guidance: float = 4.0) -> Sample:
+    return Sample(num_inference_steps=3, guidance_scale=guidance, class_guidance=share)
+
+
+@torch.no_grad()
+def by_hand(token: float, plain: float) -> np.ndarray:
+    """Equation of arXiv 2502.05895: e0 + token (e_subject - e0) + plain (e_class - e0), in a loop of our own."""
+    pipeline = assemble(load_base("pocket"))
+    states = {name: pipeline.encode_prompt(texts, "cpu", 1, True) for name, texts in (("t", TOKEN), ("c", CLASS))}
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(3)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    latents = torch.cat([torch.randn(1, *SHAPE, generator=generator) for generator in generators])
+    latents = latents * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        asked = (states["t"][1], states["t"][0], states["c"][0])
+        nothing, subject, kind = (
+            pipeline.unet(scheduler.scale_model_input(latents, timestep), timestep, encoder_hidden_states=each).sample
+            for each in asked
+        )
+        guided = nothing + token * (subject - nothing) + plain * (kind - nothing)
+        latents = scheduler.step(guided, timestep, latents, generator=generators).prev_sample
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    return pixels(pipeline.image_processor.postprocess(decoded))
+
+
+def test_the_share_splits_the_guidance_as_in_the_paper() -> None:
+    pipeline = assemble(load_base("pocket"))
+    ours = pixels(draw(pipeline, BOTH, SEEDS, sampled(0.25), 64))
+    assert np.abs(ours - by_hand(3.0, 1.0)).max() <= 1
+    assert np.abs(ours - by_hand(4.0, 0.0)).max() > 1
+
+
+def test_at_the_ends_it_is_the_subject_alone_and_the_class_alone() -> None:
+    pipeline = assemble(load_base("pocket"))
+    subject, kind = (pixels(draw(pipeline, texts, SEEDS, sampled(0), 64)) for texts in (TOKEN, CLASS))
+    assert np.array_equal(pixels(draw(pipeline, BOTH, SEEDS, sampled(0), 64)), subject)
+    assert np.abs(pixels(draw(pipeline, BOTH, SEEDS, sampled(1), 64)) - kind).max() <= 1
+    assert np.abs(subject - kind).max() > 1
+
+
+@pytest.mark.parametrize(("prompts", "guidance"), [(TOKEN, 4.0), (BOTH, 1.0)])
+def test_without_a_class_or_without_guidance_nothing_more_is_asked(prompts: list[str], guidance: float) -> None:
+    pipeline, rows = assemble(load_base("pocket")), set()
+    pipeline.unet.register_forward_pre_hook(lambda net, args: rows.add(len(args[0])))
+    drawn = pixels(draw(pipeline, prompts, SEEDS, sampled(0.5, guidance), 64))
+    assert np.array_equal(drawn, pixels(draw(pipeline, TOKEN, SEEDS, sampled(0, guidance), 64)))
+    assert rows == {4 if guidance > 1 else 2}
+
+
+def test_the_u_net_is_as_before_even_when_drawing_fails() -> None:
+    pipeline = assemble(load_base("pocket"))
+    pipeline.scheduler.step = None
+    with pytest.raises(TypeError):
+        draw(pipeline, BOTH, SEEDS, sampled(0.5), 64)
+    assert not pipeline.unet._forward_hooks and not pipeline.unet._forward_pre_hooks
+
+
+# In a run; the tiny base hardly minds its prompt, so it is guided hard
+
+HARD = 100.0
+
+
+@pytest.fixture(scope="module")
+def guided(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose samples are guided towards the class; never write to it."""
+    torch.set_num_threads(1)
+    sample = Sample(
+        prompts=("a photo of a {}",), per_prompt=2, num_inference_steps=2, guidance_scale=HARD, class_guidance=0.5
+    )
+    return train(without(tiny_recipe, sample=sample), tmp_path_factory.mktemp("guided") / "run", display=Display())
+
+
+def test_samples_in_training_are_drawn_as_generate_draws_them(guided: Path) -> None:
+    last = pixels([Image.open(guided / "samples" / "stage2-000006" / f"prompt1-{number}.png") for number in (1, 2)])
+    drawn = [
+        pixels(
+            generate(
+                guided, "a photo of a {}", count=2, num_inference_steps=2, guidance_scale=HARD, class_guidance=share
+            )
+        )
+        for share in (None, 0.5, 0.0)
+    ]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.abs(last - drawn[0]).max() <= 1
+    assert np.abs(last - drawn[2]).max() > 1
+
+
+def test_weights_do_not_depend_on_how_samples_are_guided(guided: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    other = train(tiny_recipe, tmp_path / "run", display=Display())
+    name = Path("unet") / "diffusion_pytorch_model.safetensors"
+    assert (guided / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_an_evaluation_guides_as_its_option_says_and_writes_it_down(guided: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(guided, tmp_path / "run"))
+    few = Evaluation(
+        num_prompts=1,
+        images_per_prompt=1,
+        num_class_images=2,
+        num_unrelated_images=0,
+        num_inference_steps=2,
+        encoders=("dino=pocket", "clip=none", "dinov2=none"),
+    )
+    for share, told in ((None, 0.5), (0.0, 0.0)):
+        record = evaluate(run, few.model_copy(update={"class_guidance": share}), display=Display())
+        assert record["choices"]["class_guidance"] == told
+        prompt = record["choices"]["prompts"][0]
+        drawn = generate(
+            run, prompt, count=1, num_inference_steps=2, guidance_scale=HARD, class_guidance=share, display=Watcher()
+        )
+        assert np.abs(pixels([Image.open(run / record["pictures"]["subject"][0])]) - pixels(drawn)).max() <= 1
+        with Image.open(run / record["pictures"]["class"][0]) as picture:
+            kind = generate(
+                run,
+                "a photo of a backpack",
+                count=1,
+                num_inference_steps=2,
+                guidance_scale=HARD,
+                display=Watcher(),
+            )
+            assert np.abs(pixels([picture]) - pixels(kind)).max() <= 1
+
+
+def test_a_plan_counts_the_third_pass(tiny_recipe: Recipe) -> None:
+    """Two pictures together: four rows of the U-Net a step, or six."""
+    wide = without(tiny_recipe, sample=Sample(prompts=("a {}",), per_prompt=8, num_inference_steps=4))
+    found = {}
+    for share in (0.0, 0.5):
+        sample = wide.sample.model_copy(update={"class_guidance": share})
+        phases = {phase.name: phase for phase in rehearse(without(wide, sample=sample)).phases}
+        found[share] = phases["stage 2, samples"]
+    assert found[0.5].allocated > found[0.0].allocated
+    assert 1.2 < found[0.5].work.flops / found[0.0].work.flops < 1.5
+
+
+def test_without_a_class_noun_samples_are_as_ever_and_asking_for_it_is_one_line(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = without(
+        tiny_recipe,
+        data=Data(photos=tiny_recipe.data.photos),
+        token=Token(role="noun", initializer="red"),
+        sample=tiny_recipe.sample.model_copy(update={"class_guidance": 0.5}),
+    )
+    run = train(recipe, tmp_path / "run", display=Display())
+    plain, told = (
+        generate(run, "a {}", count=1, num_inference_steps=2, class_guidance=share)[0].tobytes()
+        for share in (0.0, None)
+    )
+    assert plain == told
+    with pytest.raises(UserError, match=r"class_guidance is 0\.5.*without a class noun.*leave it at 0"):
+        generate(run, "a {}", class_guidance=0.5)
+    before = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match="no class noun"):
+        evaluate(run, Evaluation(class_guidance=0.5), display=Display())
+    assert json.loads((run / "run.json").read_text(encoding="utf-8")) == before
+    assert not (run / "evaluation").exists()
