@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,9 +37,16 @@ def generate(  # noqa: PLR0913
         float | None,
         typer.Option(
             help="Share of the guidance that goes towards the class alone, without the token: edits are followed "
-            "better, in half as much time again; the recipe's for samples when not given.",
+            "better, in half as much time again; as the recipe says when not given.",
             min=0,
             max=1,
+        ),
+    ] = None,
+    away_from: Annotated[
+        Literal["own", "base"] | None,
+        typer.Option(
+            help="What the guidance steers away from: what the trained U-Net draws of nothing, or what the untouched "
+            "one does, which shows the subject more clearly and takes a second U-Net; as the recipe says if not given."
         ),
     ] = None,
     strength: Annotated[
@@ -80,11 +87,14 @@ def generate(  # noqa: PLR0913
         num_inference_steps=steps,
         guidance_scale=guidance,
         class_guidance=class_guidance,
+        away_from=away_from,
         strength=strength,
     )
     facts = {"prompt": prompt, "steps": str(steps), "guidance": str(guidance)}
     if class_guidance is not None:
         facts["class guidance"] = str(class_guidance)
+    if away_from is not None:
+        facts["away from"] = away_from
     if strength != 1:
         facts["strength"] = str(strength)
     for path in _save(pictures, folder, seed, facts):

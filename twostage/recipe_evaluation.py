@@ -6,7 +6,7 @@ They are no part of a recipe: one run can be evaluated in many ways, and many ru
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,11 @@ class Evaluation(Section):
         "given.",
         ge=0,
         le=1,
+    )
+    away_from: Literal["own", "base"] | None = option(
+        None,
+        "What the guidance steers away from: what the trained U-Net draws of nothing, or what the untouched one does; "
+        "as the recipe says when not given.",
     )
     encoders: tuple[str, ...] = option(
         (),

@@ -194,6 +194,12 @@ class Sample(Section):
         ge=0,
         le=1,
     )
+    away_from: Literal["own", "base"] = option(
+        "own",
+        "What the guidance steers away from: what the trained U-Net draws of nothing, or what the untouched one does, "
+        "which shows the subject more clearly and takes a second U-Net; samples in training take their own.",
+        flags=("away-from",),
+    )
 
 
 class Checkpoints(Section):

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 from torch import Tensor
@@ -21,7 +21,7 @@ from twostage.gauge import Prediction
 from twostage.machine import usual_device
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
-from twostage.method.sampling import assemble, check_steps, draw, reads_whole
+from twostage.method.sampling import assemble, check_steps, draw, read_unet, reads_whole
 from twostage.method.strength import move_toward
 from twostage.model_card import base_facts, write_card
 from twostage.recipe import Recipe, Sample
@@ -115,6 +115,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
     class_guidance: float | None = None,
+    away_from: Literal["own", "base"] | None = None,
     strength: float = 1.0,
     display: Display | None = None,
 ) -> list[Image.Image]:
@@ -127,8 +128,10 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
         guidance_scale: weight of classifier-free guidance; 1 is off.
-        class_guidance: share of it that goes towards the class alone, without the token, 0..1: see
-            `method.guidance.towards_class`; the recipe's for its samples when not given.
+        class_guidance: share of it that goes towards the class alone, without the token, 0..1; as the recipe says when
+            not given. See `method.guidance` for this and the next.
+        away_from: whether it steers away from what the trained U-Net draws of nothing, "own", or from what the "base"
+            does; as the recipe says when not given.
         strength: how far the base's weights go to the trained ones; see `load_pipeline`.
         display: where notes about the prompts are shown; the terminal when not given.
 
@@ -154,6 +157,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         class_guidance=recipe.sample.class_guidance if class_guidance is None else class_guidance,
+        away_from=away_from or recipe.sample.away_from,
     )
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
@@ -166,7 +170,10 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         if not reads_whole(pipeline, text):
             display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
     asked = [(text, without_token(text, recipe.every_subject())) for text in filled]
-    return draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution)
+    untouched = None
+    if options.away_from == "base" and "unet" in _tuned_parts(recipe):
+        untouched = read_unet(base, pipeline.unet.device)
+    return draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution, untouched=untouched)
 
 
 def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipeline:

@@ -10,7 +10,7 @@ import benchmarks.trials as package
 from benchmarks.trials.candidates import CANDIDATES, TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 from benchmarks.trials.subjects import TEST, TUNING
-from benchmarks.trials.tables import claim, judge, pool, show
+from benchmarks.trials.tables import claim, judge, pool, put, show
 from benchmarks.trials.worker import carry_out_all
 
 
@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--processes", type=int, help="side by side; as many as there are cores when not given")
-    parser.add_argument("--table", type=Path, help="write what is there already, as JSON; train nothing")
+    parser.add_argument("--table", type=Path, help="write what is there already into this JSON; train nothing")
+    parser.add_argument("--called", help="what that table is called there; the phase when not given")
     arguments = parser.parse_args()
     individuals = TUNING if arguments.phase == "tuning" else TEST
     seeds = arguments.seeds or ((0,) if arguments.phase == "tuning" else (0, 1, 2))
@@ -42,7 +43,9 @@ def main() -> None:
         carry_out_all(arguments.folder, jobs, arguments.processes)
     trials = Trials(arguments.folder, [*CANDIDATES, *TESTED])
     records = [trials.record(job) for job in jobs]
-    show(records, arguments.table, intervals=arguments.phase == "test")
+    table = show(records, intervals=arguments.phase == "test")
+    if arguments.table:
+        put(arguments.table, arguments.called or arguments.phase, table)
     if arguments.phase == "test" and not arguments.only:
         judge(pool(records), [candidate.name for candidate in TESTED], claim)
 

@@ -243,4 +243,11 @@ DRAWN_SHIPPED = [
     ),
 ]
 
-CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *BEFORE, *BEHIND, *DRAWING, *DRAWN_SHIPPED]
+# Fewer photos.
+FEW = [
+    Candidate(f"few-{count}-{one.name}", one.recipe, {**one.options, "data.num_photos": count})
+    for count in (1, 2)
+    for one in TESTED
+]
+
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *BEFORE, *BEHIND, *DRAWING, *DRAWN_SHIPPED, *FEW]

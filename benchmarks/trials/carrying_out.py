@@ -210,7 +210,10 @@ class _Watch:
 
     def sampler(self, session: Any, base: Any, subject: Any, encode: Any, **live: Any) -> Callable[[], Any]:
         asked = questionnaire(self._job.class_noun)
-        prompts, seeds = filled(asked, subject.phrase), [one.seed for one in asked]
+        share = session.recipe.sample.class_guidance
+        prompts = filled(asked, subject.phrase)
+        told = list(zip(prompts, filled(asked, self._job.class_noun), strict=True)) if share else prompts
+        seeds, how = [one.seed for one in asked], DRAWING.model_copy(update={"class_guidance": share})
 
         def draw_samples() -> list[Image.Image]:
             log = (session.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -220,9 +223,8 @@ class _Watch:
                 return [Image.new("RGB", (8, 8))] * 8
             pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
             with interpreted(base.unet), drawn_in(base.unet, session.device):
-                told = None if live else encode
-                side = base.resolution
-                drawn = draw(pipeline, prompts, seeds, DRAWING, side, device=session.device, encode=told)
+                states, side = None if live else encode, base.resolution
+                drawn = draw(pipeline, told, seeds, how, side, device=session.device, encode=states)
             figures = self._trials.examine(self._photos, drawn)
             seconds = sum(line["seconds"] for line in lines)
             self.points.append({"stage": stage, "step": step, "seconds": seconds, "figures": figures})

@@ -32,6 +32,17 @@ def at_strength(strength: float) -> Callable[..., list[Image.Image]]:
     return drawing
 
 
+def guided(class_guidance: float) -> Callable[..., list[Image.Image]]:
+    """As `twostage generate --class-guidance` draws."""
+
+    def drawing(folder: Path, prompts: Sequence[str], plain: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        how = DRAWING.model_copy(update={"class_guidance": class_guidance})
+        asked = list(zip(prompts, plain, strict=True))
+        return draw(run.load_pipeline(folder), asked, seeds, how, load_base("pocket").resolution)
+
+    return drawing
+
+
 def _loop(prepare: Callable[[Any], Predict]) -> Callable[..., list[Image.Image]]:
     @torch.no_grad()
     def drawing(folder: Path, prompts: Sequence[str], plain: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

@@ -52,25 +52,34 @@ def named(pooled: dict[str, Pooled], candidate: str) -> str:
     return [name for name in pooled if name.startswith(f"{candidate} @")][-1]
 
 
-def show(records: Sequence[Path], file: Path | None = None, intervals: bool = False) -> None:
-    """Print a table, with intervals if they are asked for, and write it as JSON with them where a file is named."""
+def show(records: Sequence[Path], intervals: bool = False) -> dict[str, dict[str, list[float] | int]]:
+    """Print a table, with intervals if they are asked for: what it says, with them."""
     pooled = pool(records)
     print("| candidate | runs | " + " | ".join(SHOWN.values()) + " |")
     print("|---" * (len(SHOWN) + 2) + "|")
-    estimates: dict[str, dict[str, list[float]]] = {}
+    estimates: dict[str, dict[str, list[float] | int]] = {}
     for name, figures in pooled.items():
         cells = []
+        estimates[name] = {"runs": len(figures["score"])}
         for figure in SHOWN:
             estimate = hierarchical(figures[figure])
-            estimates.setdefault(name, {})[figure] = [
-                round(number, 4) for number in (estimate.value, estimate.low, estimate.high)
-            ]
+            estimates[name][figure] = [round(number, 4) for number in (estimate.value, estimate.low, estimate.high)]
             digits = 0 if figure == "seconds" else 2
             bounds = f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]" if intervals else ""
             cells.append(f"{estimate.value:.{digits}f}{bounds}")
         print(f"| {name} | {len(figures['score'])} | {' | '.join(cells)} |")
-    if file:
-        file.write_text(json.dumps(estimates, indent=1) + "\n", encoding="utf-8")
+    return estimates
+
+
+def put(file: Path, name: str, table: dict[str, Any]) -> None:
+    """Write a table into a file of several, each candidate on a line, and leave the others as they are."""
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    told[name] = table
+    parts = []
+    for key, value in told.items():
+        lines = [f"  {json.dumps(row)}: {json.dumps(figures)}" for row, figures in value.items()]
+        parts.append(f" {json.dumps(key)}: {{\n" + ",\n".join(lines) + "\n }")
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def difference(pooled: dict[str, Pooled], ours: str, other: str, figure: str) -> Difference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import nn
 
 from tests.watching import Watcher, without
 from twostage.display import Display
@@ -35,40 +38,73 @@ def sampled(share: float, guidance: float = 4.0) -> Sample:
     return Sample(num_inference_steps=3, guidance_scale=guidance, class_guidance=share)
 
 
-@torch.no_grad()
-def by_hand(token: float, plain: float) -> np.ndarray:
-    """Equation of arXiv 2502.05895: e0 + token (e_subject - e0) + plain (e_class - e0), in a loop of our own."""
+@pytest.fixture(scope="module")
+def trained() -> StableDiffusionPipeline:
+    """The pocket model, its U-Net changed as if by training; never change it."""
     pipeline = assemble(load_base("pocket"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in pipeline.unet.parameters():
+            weights.mul_(1 + 0.02 * torch.randn(weights.shape, generator=generator))
+    return pipeline
+
+
+@torch.no_grad()
+def by_hand(pipeline: StableDiffusionPipeline, token: float, plain: float, weak: nn.Module | None = None) -> np.ndarray:
+    """A loop of our own: e0 + token (e_subject - e0) + plain (e_class - e0), e0 being the weak model's if there is one.
+
+    "snow" names no subject, and is guided as ever.
+    """
     states = {name: pipeline.encode_prompt(texts, "cpu", 1, True) for name, texts in (("t", TOKEN), ("c", CLASS))}
-    scheduler = pipeline.scheduler
+    scheduler = copy.deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(3)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     latents = torch.cat([torch.randn(1, *SHAPE, generator=generator) for generator in generators])
     latents = latents * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        asked = (states["t"][1], states["t"][0], states["c"][0])
-        nothing, subject, kind = (
-            pipeline.unet(scheduler.scale_model_input(latents, timestep), timestep, encoder_hidden_states=each).sample
-            for each in asked
-        )
+        scaled = scheduler.scale_model_input(latents, timestep)
+
+        def ask(told: torch.Tensor, unet: nn.Module = pipeline.unet, scaled: torch.Tensor = scaled) -> torch.Tensor:
+            return unet(scaled, timestep, encoder_hidden_states=told).sample  # noqa: B023
+
+        nothing, subject, kind = ask(states["t"][1]), ask(states["t"][0]), ask(states["c"][0])
+        if weak:
+            nothing = torch.cat([ask(states["t"][1], weak)[:1], nothing[1:]])
         guided = nothing + token * (subject - nothing) + plain * (kind - nothing)
         latents = scheduler.step(guided, timestep, latents, generator=generators).prev_sample
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     return pixels(pipeline.image_processor.postprocess(decoded))
 
 
-def test_the_share_splits_the_guidance_as_in_the_paper() -> None:
-    pipeline = assemble(load_base("pocket"))
-    ours = pixels(draw(pipeline, BOTH, SEEDS, sampled(0.25), 64))
-    assert np.abs(ours - by_hand(3.0, 1.0)).max() <= 1
-    assert np.abs(ours - by_hand(4.0, 0.0)).max() > 1
+def test_the_share_splits_the_guidance_as_in_the_paper(trained: StableDiffusionPipeline) -> None:
+    ours = pixels(draw(trained, BOTH, SEEDS, sampled(0.25), 64))
+    assert np.abs(ours - by_hand(trained, 3.0, 1.0)).max() <= 1
+    assert np.abs(ours - by_hand(trained, 4.0, 0.0)).max() > 1
 
 
-def test_at_the_ends_it_is_the_subject_alone_and_the_class_alone() -> None:
-    pipeline = assemble(load_base("pocket"))
-    subject, kind = (pixels(draw(pipeline, texts, SEEDS, sampled(0), 64)) for texts in (TOKEN, CLASS))
-    assert np.array_equal(pixels(draw(pipeline, BOTH, SEEDS, sampled(0), 64)), subject)
-    assert np.abs(pixels(draw(pipeline, BOTH, SEEDS, sampled(1), 64)) - kind).max() <= 1
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_away_from_the_base_nothing_is_what_the_base_says_of_it(trained: StableDiffusionPipeline, share: float) -> None:
+    weak = load_base("pocket").unet
+    options = sampled(share).model_copy(update={"away_from": "base"})
+    ours = pixels(draw(trained, BOTH, SEEDS, options, 64, untouched=weak))
+    right = by_hand(trained, 4.0 * (1 - share), 4.0 * share, weak)
+    own = by_hand(trained, 4.0 * (1 - share), 4.0 * share)
+    assert np.abs(ours - right).max() <= 1
+    assert np.abs(ours[0] - own[0]).max() > 1 and np.abs(ours[1] - own[1]).max() <= 1
+    stock = pixels(draw(trained, BOTH, SEEDS, sampled(share), 64, untouched=weak))
+    assert np.abs(stock - own).max() <= 1  # Unless it is asked for.
+
+
+def test_away_from_itself_is_as_ever(trained: StableDiffusionPipeline) -> None:
+    options = sampled(0).model_copy(update={"away_from": "base"})
+    same = pixels(draw(trained, BOTH, SEEDS, options, 64, untouched=copy.deepcopy(trained.unet)))
+    assert np.abs(same - pixels(draw(trained, TOKEN, SEEDS, sampled(0), 64))).max() <= 1
+
+
+def test_at_the_ends_it_is_the_subject_alone_and_the_class_alone(trained: StableDiffusionPipeline) -> None:
+    subject, kind = (pixels(draw(trained, texts, SEEDS, sampled(0), 64)) for texts in (TOKEN, CLASS))
+    assert np.array_equal(pixels(draw(trained, BOTH, SEEDS, sampled(0), 64)), subject)
+    assert np.abs(pixels(draw(trained, BOTH, SEEDS, sampled(1), 64)) - kind).max() <= 1
     assert np.abs(subject - kind).max() > 1
 
 
@@ -79,6 +115,17 @@ def test_without_a_class_or_without_guidance_nothing_more_is_asked(prompts: list
     drawn = pixels(draw(pipeline, prompts, SEEDS, sampled(0.5, guidance), 64))
     assert np.array_equal(drawn, pixels(draw(pipeline, TOKEN, SEEDS, sampled(0, guidance), 64)))
     assert rows == {4 if guidance > 1 else 2}
+
+
+@pytest.mark.parametrize(("share", "away_from", "rows"), [(0.5, "own", 5), (0.0, "base", 3), (0.5, "base", 4)])
+def test_no_more_is_asked_than_is_used(share: float, away_from: str, rows: int) -> None:
+    """Of two pictures, one has the subject: nothing twice, one of them by the base; both prompts; one class."""
+    pipeline, weak, seen = assemble(load_base("pocket")), load_base("pocket").unet, []
+    pipeline.unet.conv_in.register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
+    weak.conv_in.register_forward_pre_hook(lambda net, args: seen.append(-len(args[0])))
+    options = sampled(share).model_copy(update={"num_inference_steps": 1, "away_from": away_from})
+    draw(pipeline, BOTH, SEEDS, options, 64, untouched=weak)
+    assert seen == ([rows, -1] if away_from == "base" else [rows])
 
 
 def test_the_u_net_is_as_before_even_when_drawing_fails() -> None:

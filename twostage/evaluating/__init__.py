@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from twostage.evaluation.metrics import measure
 from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
 from twostage.machine import usual_device
-from twostage.method.sampling import assemble, check_steps
+from twostage.method.sampling import assemble, check_steps, read_unet
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
@@ -86,11 +86,7 @@ def evaluate_result(
         raise UserError(f"strength {mixed[0]:g}: {result.unmixable}; leave --strength out")
     suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
     unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
-    if options.class_guidance and not result.class_noun:
-        raise UserError(
-            f"class_guidance is {options.class_guidance:g}, and the result has no class noun: there is no class to "
-            "guide towards; leave it at 0"
-        )
+    _check_guides(result, options)
     sampler = _sampler(result, options)
     if result.base:
         check_steps(result.base, sampler.num_inference_steps)
@@ -150,7 +146,18 @@ def _sampler(result: Result, options: Evaluation) -> Sample:
         num_inference_steps=options.num_inference_steps or own.num_inference_steps,
         guidance_scale=own.guidance_scale if options.guidance_scale is None else options.guidance_scale,
         class_guidance=own.class_guidance if options.class_guidance is None else options.class_guidance,
+        away_from=options.away_from or own.away_from,
     )
+
+
+def _check_guides(result: Result, options: Evaluation) -> None:
+    if options.class_guidance and not result.class_noun:
+        raise UserError(
+            f"class_guidance is {options.class_guidance:g}, and the result has no class noun: there is no class to "
+            "guide towards; leave it at 0"
+        )
+    if options.away_from == "base" and result.base is None:
+        raise UserError("away_from is 'base', and which base that is nobody said; name it with --base")
 
 
 def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, display: Display) -> dict[str, Shots]:
@@ -194,7 +201,7 @@ class _Pictures:
             "class_noun": result.class_noun,
             "side": result.side,
             "device": usual_device(),
-            "sampler": [sampler.num_inference_steps, sampler.guidance_scale, sampler.class_guidance],
+            "sampler": [sampler.num_inference_steps, sampler.guidance_scale, sampler.class_guidance, sampler.away_from],
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
         self._facts = json.dumps(facts, indent=2)
@@ -244,7 +251,9 @@ class _Pictures:
             return loaded
 
         whose = self._result.facts["name"] + (f" at strength {strength:g}" if strength != 1 else "")
-        drawer = Drawer(load, self._sampler, self._result.side, whose)
+        base = self._result.base if self._sampler.away_from == "base" else None
+        untouched = cache(partial(read_unet, base, usual_device())) if base else None
+        drawer = Drawer(load, self._sampler, self._result.side, whose, untouched)
         drawn = {}
         for name, series in self._planned.items():
             files = self._files(name, strength)
@@ -300,6 +309,7 @@ def _choices(options: Evaluation, suite: Suite, planned: dict[str, Series], samp
         "num_inference_steps": sampler.num_inference_steps,
         "guidance_scale": sampler.guidance_scale,
         "class_guidance": sampler.class_guidance,
+        "away_from": sampler.away_from,
         "num_class_images": options.num_class_images,
         "unrelated_prompts": list(planned["unrelated"].templates) if "unrelated" in planned else [],
     }

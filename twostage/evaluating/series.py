@@ -20,6 +20,7 @@ from twostage.writing import whole_file
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from torch import nn
 
 # Denoised together. The bounds of batches are fixed, so that a picture has the same bits whenever it is drawn.
 BATCH = 8
@@ -75,15 +76,17 @@ class Drawer:
 
     Attributes:
         load: the pipeline, when something has to be drawn.
-        options: denoising steps, guidance scale and the share of it that goes towards the class.
+        options: denoising steps, and how pictures are guided.
         side: of the pictures, in pixels.
         whose: for messages: the run, or the base.
+        untouched: the base's U-Net, where pictures are guided by it, when something has to be drawn.
     """
 
     load: Callable[[], StableDiffusionPipeline]
     options: Sample
     side: int
     whose: str
+    untouched: Callable[[], nn.Module] | None = None
 
     def pictures(
         self, series: Series, phrase: str, plain: str, files: Sequence[Path], display: Display
@@ -111,12 +114,13 @@ class Drawer:
         ]
         if not starts:
             return [known[index] for index in range(len(files))]
-        pipeline = self.load()
+        pipeline, weak = self.load(), self.untouched() if self.untouched else None
         with display.progress(f"drawing {self.whose}", len(files), len(files) - BATCH * len(starts)) as update:
             for done, start in enumerate(starts, start=1):
                 batch = range(start, min(start + BATCH, len(files)))
                 seeds = [series.seed + index for index in batch]
-                drawn = draw(pipeline, [prompts[index] for index in batch], seeds, self.options, self.side)
+                asked = [prompts[index] for index in batch]
+                drawn = draw(pipeline, asked, seeds, self.options, self.side, untouched=weak)
                 self._refuse_black(drawn)
                 for index, picture in zip(batch, drawn, strict=True):
                     known[index] = picture

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from twostage.errors import UserError
-from twostage.families import Base, work_in_tiles
+from twostage.families import Base, load_part, work_in_tiles
 from twostage.lack import lacks_memory
 from twostage.memory.heap import give_back
-from twostage.method.guidance import towards_class
+from twostage.method.guidance import Guides, guided
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 
@@ -73,6 +73,12 @@ def _impossible_steps(scheduler: object, steps: int) -> UserError:
     )
 
 
+def read_unet(base: Base, device: torch.device | str) -> nn.Module:
+    """The base's own U-Net, apart from the one that was tuned."""
+    unet: nn.Module = load_part(base.family, base.folder, "unet")
+    return unet.to(device)
+
+
 def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
     """Whether the text encoder reads the prompt to its end."""
     tokenizer = pipeline.tokenizer
@@ -81,7 +87,7 @@ def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
     return len(ids) <= tokenizer.model_max_length
 
 
-def draw(
+def draw(  # noqa: PLR0913  Each is another thing, and most are left out most of the time.
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
@@ -91,6 +97,7 @@ def draw(
     together: int = TOGETHER,
     device: torch.device | None = None,
     encode: Encode | None = None,
+    untouched: nn.Module | None = None,
 ) -> list[Image.Image]:
     """One picture for each prompt and its seed.
 
@@ -100,20 +107,21 @@ def draw(
     Args:
         pipeline: from `assemble`.
         prompts, seeds: equally many. A prompt is a text, or a text and what it says with the class alone in the
-            token's place; without the latter, nothing is guided towards the class.
-        options: denoising steps, guidance scale and the share of it that goes towards the class.
+            token's place; without the latter, it is guided in the stock pipeline's way.
+        options: denoising steps, and how pictures are guided.
         side: of the pictures, in pixels.
         together: pictures a batch; fewer where there is too little memory for so many.
         device: where the U-Net is; text encoder and VAE come there for as long as they have work, one after the other,
             if they wait on the host. The U-Net's own when not given.
         encode: prompts, and the empty one -> their states, (len(prompts), tokens, D); then the pipeline needs neither
             text encoder nor tokenizer.
+        untouched: the base's U-Net, where the U-Net is; without it, guidance steers away from the pipeline's own.
     """
     device = device or pipeline.unet.device
     pictures: list[Image.Image] = []
     while len(pictures) < len(prompts):
         batch = slice(len(pictures), len(pictures) + together)
-        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side, device, encode)
+        drawn = _draw_together(pipeline, prompts[batch], seeds[batch], options, side, device, encode, untouched)
         if drawn is None:
             together = -(-len(prompts[batch]) // 2)
             give_back()
@@ -129,17 +137,19 @@ def _draw_together(
     side: int,
     device: torch.device,
     encode: Encode | None,
+    untouched: nn.Module | None,
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
     texts, plain = zip(*((prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts), strict=True)
-    guided = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
-    mixed = guided and options.class_guidance > 0 and plain != texts
+    by_prompts = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+    share, weak = options.class_guidance, untouched if options.away_from == "base" else None
     try:
         with quiet(), _in_eval_mode(pipeline), torch.no_grad(), ExitStack() as within:
-            states = _encode(pipeline, texts, device, guided, encode)
-            if mixed:
-                kinds, _ = _encode(pipeline, plain, device, False, encode)
-                within.enter_context(towards_class(pipeline.unet, kinds, options.class_guidance))
+            states = _encode(pipeline, texts, device, by_prompts, encode)
+            if by_prompts and texts != plain and (share or weak):
+                named = torch.tensor([text != other for text, other in zip(texts, plain, strict=True)])
+                kinds = _encode(pipeline, plain, device, False, encode)[0] if share else None
+                within.enter_context(guided(pipeline.unet, Guides(named, kinds, share, weak)))
             with _without(pipeline, "text_encoder", "vae"):
                 latents = _denoise(pipeline, states, seeds, options, side)
             with visiting(pipeline.vae, device):

@@ -151,7 +151,7 @@ def choices(pool: Pool) -> list[tuple[str, list[str]]]:
                 tell("prompts", f"{len(value)}")
             else:
                 tell("evaluation seed" if name == "seed" else name, value)
-        for name in ("class_prompt", "class_guidance"):
+        for name in ("class_prompt", "class_guidance", "away_from"):
             tell(name, run.document.choices.get(name))
         tell("photos", f"{len(result.photos)} trained on, {len(result.held_out)} held out")
         for name, value in run.document.versions.items():

@@ -215,7 +215,7 @@ def _doubled(runs: Sequence[Run]) -> set[str]:
 
 
 # What may differ between two runs whose figures are compared: it follows from the subject, or from the strategy.
-_MAY_DIFFER = ("class_prompt", "class_guidance")
+_MAY_DIFFER = ("class_prompt", "class_guidance", "away_from")
 
 
 def same_choices(first: Run, second: Run) -> bool:
