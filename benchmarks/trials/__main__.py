@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # Before torch is imported: a process a core.
 
 import benchmarks.trials as package
-from benchmarks.trials.candidates import CANDIDATES, TESTED
+from benchmarks.trials.candidates import CANDIDATES, REDRAWN, TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 from benchmarks.trials.subjects import TEST, TUNING
 from benchmarks.trials.tables import claim, judge, pool, put, show
@@ -27,21 +27,19 @@ def main() -> None:
     arguments = parser.parse_args()
     individuals = TUNING if arguments.phase == "tuning" else TEST
     seeds = arguments.seeds or ((0,) if arguments.phase == "tuning" else (0, 1, 2))
-    names = [
-        candidate.name
-        for candidate in (CANDIDATES if arguments.phase == "tuning" else TESTED)
-        if not arguments.only or any(candidate.name.startswith(start) for start in arguments.only)
-    ]
+    rounds = [CANDIDATES] if arguments.phase == "tuning" else [TESTED, REDRAWN]
     jobs = [
-        Job(name, noun, individual, seed)
+        Job(candidate.name, noun, individual, seed)
+        for candidates in rounds
         for seed in seeds
-        for name in names
+        for candidate in candidates
+        if not arguments.only or any(candidate.name.startswith(start) for start in arguments.only)
         for noun, individual in individuals.items()
         if not arguments.subjects or noun in arguments.subjects
     ]
     if not arguments.table:
         carry_out_all(arguments.folder, jobs, arguments.processes)
-    trials = Trials(arguments.folder, [*CANDIDATES, *TESTED])
+    trials = Trials(arguments.folder, [*CANDIDATES, *TESTED, *REDRAWN])
     records = [trials.record(job) for job in jobs]
     table = show(records, intervals=arguments.phase == "test")
     if arguments.table:

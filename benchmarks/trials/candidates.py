@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.trials.carrying_out import Candidate
-from benchmarks.trials.drawing import at_strength, class_first, mixed, personalization
+from benchmarks.trials.drawing import at_strength, class_first, guided, mixed, personalization
 from benchmarks.trials.options import (
     class_consistency,
     class_word,
@@ -21,7 +21,15 @@ from benchmarks.trials.options import (
 OURS = Candidate("two-stage")
 PRIOR = Candidate("dreambooth", "dreambooth")
 NO_PRIOR = Candidate("dreambooth-no-prior", "dreambooth", {"prior.preserve": False, "stage2.learning_rate": 2e-5})
+# Each is also drawn as the other recipes are: by its prompts alone, towards the class, and away from the base.
+_GUIDED = {"class": {"class_guidance": 0.5}, "class-base": {"class_guidance": 0.5, "away_from": "base"}}
 TESTED = [OURS, PRIOR, NO_PRIOR]
+REDRAWN = [
+    Candidate(f"{one.name}-by-{name}", after=one.name, drawing=guided(**how), subject_only=True)
+    for one in TESTED
+    for name, how in ({"prompt": {}} | _GUIDED).items()
+    if name != ("class-base" if one is OURS else "prompt")
+]
 
 # Those that others are measured by: DreamBooth within 60 s.
 _PRIOR = {"prior.num_class_images": 32}
@@ -71,7 +79,8 @@ STAGE1 = [
 
 
 def _stage2(name: str, at: tuple[int, ...], parent: str, rate: float = 3e-5, **rest: object) -> Candidate:
-    plain = {"stage2.batch_size": 4, "prior.preserve": False}  # Whatever the recipe has come to have.
+    # Whatever the recipe has come to have.
+    plain = {"stage2.batch_size": 4, "prior.preserve": False, "sample.class_guidance": 0.0, "sample.away_from": "own"}
     options = {"stage2.learning_rate": rate, **plain, **rest.pop("options", {})}  # type: ignore[dict-item]
     return Candidate(f"s2-{name}", "two-stage", options, at, parent, **rest)  # type: ignore[arg-type]
 

@@ -47,6 +47,7 @@ class Candidate:
         prepare: class noun and photos -> more options of the recipe.
         after: candidate whose result is drawn in another way, in place of any training.
         drawing: that way.
+        subject_only: whether that way is the usual one for prompts without the token.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Candidate:
     prepare: Callable[[Photos], Mapping[str, object]] = lambda photos: {}
     after: str | None = None
     drawing: Drawing | None = None
+    subject_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,14 @@ class Trials:
         asked = questionnaire(job.class_noun)
         _, recipe = run.open_finished(self._run_folder(before))
         phrase = subject_phrase(recipe.token, recipe.data)
-        plain = filled(asked, job.class_noun)
-        seeds = [one.seed for one in asked]
-        drawn = candidate.drawing(self._run_folder(before), filled(asked, phrase), plain, seeds)
+        kept = self.drawn(before) if candidate.subject_only else []
+        missing = [one for one in asked if not kept or "{}" in one.template]
+        seeds = [one.seed for one in missing]
+        drawn = candidate.drawing(
+            self._run_folder(before), filled(missing, phrase), filled(missing, job.class_noun), seeds
+        )
+        anew = dict(zip((asked.index(one) for one in missing), drawn, strict=True))
+        drawn = [anew[place] if place in anew else kept[place] for place in range(len(asked))]
         told = json.loads(self.record(before).read_text(encoding="utf-8"))["points"][-1]
         figures = self.examine(photos, drawn)
         return [{"stage": told["stage"], "step": told["step"], "seconds": told["seconds"], "figures": figures}]
@@ -210,10 +217,12 @@ class _Watch:
 
     def sampler(self, session: Any, base: Any, subject: Any, encode: Any, **live: Any) -> Callable[[], Any]:
         asked = questionnaire(self._job.class_noun)
-        share = session.recipe.sample.class_guidance
-        prompts = filled(asked, subject.phrase)
-        told = list(zip(prompts, filled(asked, self._job.class_noun), strict=True)) if share else prompts
-        seeds, how = [one.seed for one in asked], DRAWING.model_copy(update={"class_guidance": share})
+        of_recipe = session.recipe.sample.model_dump(include={"class_guidance", "away_from"})
+        how = DRAWING.model_copy(update=of_recipe)
+        told = list(zip(filled(asked, subject.phrase), filled(asked, self._job.class_noun), strict=True))
+        seeds = [one.seed for one in asked]
+        # What training does not have at hand, `generate` reads.
+        untouched = load_base("pocket").unet if how.away_from == "base" else None
 
         def draw_samples() -> list[Image.Image]:
             log = (session.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -224,7 +233,7 @@ class _Watch:
             pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
             with interpreted(base.unet), drawn_in(base.unet, session.device):
                 states, side = None if live else encode, base.resolution
-                drawn = draw(pipeline, told, seeds, how, side, device=session.device, encode=states)
+                drawn = draw(pipeline, told, seeds, how, side, encode=states, untouched=untouched)
             figures = self._trials.examine(self._photos, drawn)
             seconds = sum(line["seconds"] for line in lines)
             self.points.append({"stage": stage, "step": step, "seconds": seconds, "figures": figures})

@@ -32,13 +32,13 @@ def at_strength(strength: float) -> Callable[..., list[Image.Image]]:
     return drawing
 
 
-def guided(class_guidance: float) -> Callable[..., list[Image.Image]]:
-    """As `twostage generate --class-guidance` draws."""
+def guided(**how: Any) -> Callable[..., list[Image.Image]]:
+    """As `twostage generate` draws with these options."""
 
     def drawing(folder: Path, prompts: Sequence[str], plain: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        how = DRAWING.model_copy(update={"class_guidance": class_guidance})
-        asked = list(zip(prompts, plain, strict=True))
-        return draw(run.load_pipeline(folder), asked, seeds, how, load_base("pocket").resolution)
+        base, asked = load_base("pocket"), list(zip(prompts, plain, strict=True))
+        options = DRAWING.model_copy(update=how)
+        return draw(run.load_pipeline(folder), asked, seeds, options, base.resolution, untouched=base.unet)
 
     return drawing
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.trials.candidates import CANDIDATES, TESTED
+from benchmarks.trials.candidates import CANDIDATES, REDRAWN, TESTED
 from benchmarks.trials.carrying_out import Job, Trials
 
 _trials: Trials
@@ -22,7 +22,7 @@ def _begin(folder: Path) -> None:
     global _trials
     torch.set_num_threads(1)
     os.environ["TWOSTAGE_CACHE"] = str(folder.absolute() / "cache")
-    _trials = Trials(folder, [*CANDIDATES, *TESTED])
+    _trials = Trials(folder, [*CANDIDATES, *TESTED, *REDRAWN])
 
 
 def _carry_out(job: Job) -> str:
@@ -39,7 +39,7 @@ def carry_out_all(folder: Path, jobs: Sequence[Job], processes: int | None = Non
 
     The caller sets OMP_NUM_THREADS=1 before it imports torch, so that a process takes one core.
     """
-    trials = Trials(folder, [*CANDIDATES, *TESTED])
+    trials = Trials(folder, [*CANDIDATES, *TESTED, *REDRAWN])
     todo = [job for job in jobs if not trials.record(job).exists()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), context, _begin, (folder,)) as pool:
