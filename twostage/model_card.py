@@ -162,8 +162,20 @@ class Card:
         return (
             f"## Use\n\nWith diffusers:\n\n```python\n{python}\n```\n\n"
             f'With twostage, `{{}}` standing for {_code(self._phrase)}:\n\n```sh\n{fetch}twostage generate {run} "'
-            f'{self._prompt.replace(self._phrase, "{}")}" -n 4\n```'
+            f'{self._prompt.replace(self._phrase, "{}")}" -n 4\n```{self._guidance()}'
         )
+
+    def _guidance(self) -> str:
+        """In what twostage's pictures differ from those of diffusers."""
+        sample, told = self.recipe.sample, []
+        if sample.class_guidance and self.recipe.data.class_noun.strip():
+            told.append(f"with {sample.class_guidance:.0%} of the guidance towards the class alone")
+        if sample.away_from == "base":
+            told.append("away from what the base, not the trained U-Net, draws of nothing")
+        if not told:
+            return ""
+        plain = "--class-guidance 0 --away-from own"
+        return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` it draws what the former does."
 
     def _python(self) -> Iterator[str]:
         classes = ["UNet2DConditionModel"] if "unet" in self._parts else []

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from twostage.display import Display
 from twostage.errors import UserError
-from twostage.evaluating import open_pipeline
+from twostage.evaluating import evaluate_result, open_pipeline
 from twostage.families import load_base
 from twostage.method.sampling import draw
 from twostage.recipe import Sample
-from twostage.recipe_evaluation import Foreign
+from twostage.recipe_evaluation import Evaluation, Foreign
 
 HOW = Sample(num_inference_steps=2, guidance_scale=2.0)
 
@@ -70,3 +71,9 @@ def test_a_lora_that_does_not_fit_is_one_line(
         result.load(1)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_guidance_away_from_a_base_that_nobody_named_is_one_line(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"away_from is 'base'.*name it with --base"):
+        evaluate_result(opened(tiny_base, token="red"), tmp_path / "out", Evaluation(away_from="base"), Display())
+    assert not (tmp_path / "out").exists()

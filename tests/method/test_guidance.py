@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
@@ -23,7 +23,7 @@ from twostage.method.sampling import assemble, draw
 from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Data, Recipe, Sample, Token
 from twostage.recipe_evaluation import Evaluation
-from twostage.run import generate, train
+from twostage.run import generate, load_pipeline, train
 
 TOKEN, CLASS, SEEDS = ["a photo of a red backpack", "snow"], ["a photo of a backpack", "snow"], [3, 4]
 SHAPE = (6, 16, 16)
@@ -166,6 +166,23 @@ def test_samples_in_training_are_drawn_as_generate_draws_them(guided: Path) -> N
     assert np.abs(last - drawn[2]).max() > 1
 
 
+def test_away_from_the_base_generate_reads_the_base_s_own_u_net(guided: Path, tiny_base: Path) -> None:
+    how = {"count": 2, "num_inference_steps": 2, "guidance_scale": HARD, "class_guidance": 0.0}
+    drawn = {away: pixels(generate(guided, "a photo of a {}", away_from=away, **how)) for away in ("own", "base")}
+    options = Sample(num_inference_steps=2, guidance_scale=HARD, away_from="base")
+    asked = [("a photo of a <rare> backpack", "a photo of a backpack")] * 2
+    weak = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    right = pixels(draw(load_pipeline(guided), asked, [0, 1], options, 16, untouched=weak))
+    assert np.array_equal(drawn["base"], right)
+    assert np.abs(drawn["own"] - right).max() > 1
+
+
+def test_a_result_of_other_guidance_says_so_on_its_card(guided: Path, finished: Path) -> None:
+    card = (guided / "README.md").read_text(encoding="utf-8")
+    assert "50% of the guidance towards the class alone; with `--class-guidance 0 --away-from own`" in card
+    assert "guidance" not in (finished / "README.md").read_text(encoding="utf-8").split("## How")[0]
+
+
 def test_weights_do_not_depend_on_how_samples_are_guided(guided: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
     other = train(tiny_recipe, tmp_path / "run", display=Display())
     name = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -182,23 +199,15 @@ def test_an_evaluation_guides_as_its_option_says_and_writes_it_down(guided: Path
         num_inference_steps=2,
         encoders=("dino=pocket", "clip=none", "dinov2=none"),
     )
-    for share, told in ((None, 0.5), (0.0, 0.0)):
-        record = evaluate(run, few.model_copy(update={"class_guidance": share}), display=Display())
-        assert record["choices"]["class_guidance"] == told
-        prompt = record["choices"]["prompts"][0]
-        drawn = generate(
-            run, prompt, count=1, num_inference_steps=2, guidance_scale=HARD, class_guidance=share, display=Watcher()
-        )
+    hard = {"count": 1, "num_inference_steps": 2, "guidance_scale": HARD, "display": Watcher()}
+    for share, away_from, told in ((None, None, (0.5, "own")), (0.0, "base", (0.0, "base"))):
+        how = {"class_guidance": share, "away_from": away_from}
+        record = evaluate(run, few.model_copy(update=how), display=Display())
+        assert (record["choices"]["class_guidance"], record["choices"]["away_from"]) == told
+        drawn = generate(run, record["choices"]["prompts"][0], **how, **hard)
         assert np.abs(pixels([Image.open(run / record["pictures"]["subject"][0])]) - pixels(drawn)).max() <= 1
         with Image.open(run / record["pictures"]["class"][0]) as picture:
-            kind = generate(
-                run,
-                "a photo of a backpack",
-                count=1,
-                num_inference_steps=2,
-                guidance_scale=HARD,
-                display=Watcher(),
-            )
+            kind = generate(run, "a photo of a backpack", **hard)
             assert np.abs(pixels([picture]) - pixels(kind)).max() <= 1
 
 
