@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.trials.candidates import CANDIDATES, NO_PRIOR, OURS, PRIOR, TESTED
+from benchmarks.trials.candidates import CANDIDATES, NO_PRIOR, OURS, PRIOR, REDRAWN, TESTED
 from benchmarks.trials.carrying_out import Candidate, Job, Trials
+from benchmarks.trials.drawing import guided
+from benchmarks.trials.front import COLOURS, OTHER, front, kind_of
 from benchmarks.trials.measuring import EDITS, questionnaire
 from benchmarks.trials.options import class_consistency
+from benchmarks.trials.style import off_the_inks, printed
 from benchmarks.trials.subjects import TEST, TUNING, UNSEEN
-from benchmarks.trials.tables import SHOWN, claim, named, pool, show, show_claim, standing
+from benchmarks.trials.tables import SHOWN, claim, named, pool, put, show, show_claim, standing
 from twostage.pocket import world
 from twostage.recipe_file import load_recipe
 
@@ -31,7 +35,7 @@ def record(folder: Path, name: str, noun: str, **figures: float) -> Path:
 def test_settings_are_chosen_on_others_than_they_are_tested_on() -> None:
     assert set(TEST) == set(world.CLASSES)
     assert not set(TUNING.values()) & set(TEST.values())
-    names = [candidate.name for candidate in [*CANDIDATES, *TESTED]]
+    names = [candidate.name for candidate in [*CANDIDATES, *TESTED, *REDRAWN]]
     assert len(names) == len(set(names))
     for candidate in CANDIDATES:
         assert {candidate.parent, candidate.after} <= {*names, None}
@@ -62,7 +66,8 @@ def test_a_trial_is_measured_where_asked_and_done_once(tmp_path: Path, monkeypat
     parent = Candidate("parent", "textual-inversion", {"token.role": "adjective", "stage1.batch_size": 1}, at=(1,))
     options = {"stage2.batch_size": 1, "stage2.learning_rate": 1e-9, "prior.preserve": False}
     child = Candidate("child", "two-stage", options, (1, 2), "parent", class_consistency())
-    trials = Trials(tmp_path / "trials", [parent, child])
+    redrawn = Candidate("redrawn", after="child", drawing=guided(), subject_only=True)
+    trials = Trials(tmp_path / "trials", [parent, child, redrawn])
     job = Job("child", "toy car", 1, 0)
     trials.do(job)
     points = json.loads(trials.record(job).read_text())["points"]
@@ -76,6 +81,11 @@ def test_a_trial_is_measured_where_asked_and_done_once(tmp_path: Path, monkeypat
     }  # fmt: skip
     assert trials.record(Job("parent", "toy car", 1, 0)).exists()
     assert len(trials.drawn(job)) == 40
+    trials.do(Job("redrawn", "toy car", 1, 0))
+    (other,) = json.loads(trials.record(Job("redrawn", "toy car", 1, 0)).read_text())["points"]
+    # Only the subject is drawn anew, by its prompt alone.
+    assert all(other["figures"][name] == figures[name] for name in ("drift_class", "drift_unrelated", "dpres"))
+    assert all(other["figures"][name] != figures[name] for name in ("dino_unseen", "clip_t", "diversity"))
     before = trials.record(job).stat().st_mtime_ns
     trials.do(job)
     assert trials.record(job).stat().st_mtime_ns == before
@@ -103,9 +113,34 @@ def test_the_guard_fails_when_the_order_breaks(kind: Any, tmp_path: Path, capsys
 
 def test_the_table_has_an_interval_for_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [record(tmp_path, "one", noun, dino_unseen=place / 10) for place, noun in enumerate(("cat", "dog", "owl"))]
-    show([*files, tmp_path / "missing.json"], tmp_path / "table.json")
-    table = json.loads((tmp_path / "table.json").read_text())["one @9"]
-    assert set(table) == set(SHOWN)
+    table = show([*files, tmp_path / "missing.json"])["one @9"]
+    assert set(table) == {"runs", *SHOWN}
     value, low, high = table["dino_unseen"]
     assert low < value < high
     assert "| one @9 | 3 |" in capsys.readouterr().out
+
+
+def test_a_table_leaves_the_others_of_its_file_alone(tmp_path: Path) -> None:
+    for name, table in (
+        ("tuning", {"a": {"runs": 1}}),
+        ("test", {"b": {"score": [0.1, 0.0, 0.2]}}),
+        ("test", {"c": {}}),
+    ):
+        put(tmp_path / "tables.json", name, table)
+    assert json.loads((tmp_path / "tables.json").read_text()) == {"tuning": {"a": {"runs": 1}}, "test": {"c": {}}}
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [(0.0, 0.2), (0.3, 0.7), (0.3, 0.6), (0.5, 0.65), (0.9, 0.75)]
+    assert front(points[::-1]) == [(0.0, 0.2), (0.3, 0.7), (0.9, 0.75)]
+    names = [candidate.name for candidate in [*CANDIDATES, *TESTED, *REDRAWN]]
+    assert {kind_of(name) for name in names if not name.startswith(OTHER)} == set(COLOURS)
+
+
+def test_a_style_s_own_pictures_lie_on_its_inks() -> None:
+    picture = world.draw(
+        world.sample_subject(np.random.default_rng(1), "cat"), world.sample_scene(np.random.default_rng(2), True)
+    )
+    assert off_the_inks(printed(picture, "rust"), "rust") < 0.005
+    assert off_the_inks(printed(picture, "rust"), "blueprint") > 0.1
+    assert off_the_inks(picture, "rust") > 0.1

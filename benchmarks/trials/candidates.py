@@ -40,7 +40,7 @@ DREAMBOOTH = [
     ),
     *(
         Candidate(f"noprior-{rate:g}", "dreambooth", {"prior.preserve": False, "stage2.learning_rate": rate}, at=at)
-        for rate, at in ((2e-5, (100, 200, 300)), (5e-5, (50, 100, 200)), (1e-5, (200, 300)))
+        for rate, at in ((2e-5, (100, 200, 300)), (5e-5, (50, 100, 200)))
     ),
 ]
 
@@ -61,20 +61,8 @@ STAGE1 = [
     _stage1("mean-25", (25,)),
     _stage1("mean-35", (35,)),
     _stage1("gentle-50", (50,), options={"stage1.learning_rate": 1e-3}),
-    _stage1("described-50", (50,), prepare=described),
-    _stage1("described", (200,), prepare=described),
     _stage1("class-word", (50, 100), prepare=class_word),
     _stage1("seen-colour", (50, 100), prepare=seen_colour),
-    _stage1("rate-2e-2", (50, 100), options={"stage1.learning_rate": 2e-2}),
-    _stage1("norm-none", options={"stage1.norm_control": "none"}),
-    _stage1("norm-fixed", within=fixed_norm()),
-    _stage1("noun", options={"token.role": "noun"}),
-    _stage1("vectors-2", options={"token.num_vectors": 2}),
-    _stage1("vectors-4", options={"token.num_vectors": 4}),
-    _stage1("context-embeddings", within=context_embeddings()),
-    _stage1("context-embeddings-strong", within=context_embeddings(1e-2)),
-    _stage1("batch-1", (200, 300), options={"stage1.batch_size": 1}),
-    _stage1("snr-5", options={"stage1.snr_gamma": 5.0}),
 ]
 
 
@@ -94,7 +82,7 @@ def _photos(count: int = 64, weight: float = 1.0) -> dict[str, object]:
 # Stage 2, behind the first of those: how fast and how long.
 _FIRST = "s1-mean"
 STAGE2 = [
-    *(_stage2(f"rate-{rate:g}", (50, 100, 150), _FIRST, rate) for rate in (3e-5, 1e-4)),
+    *(_stage2(f"rate-{rate:g}", (50, 100, 150), _FIRST, rate) for rate in (3e-5, 5e-5, 1e-4)),
     _stage2("rate-2e-05", (25, 50, 100), _FIRST, 2e-5),
     _stage2("rate-1e-05", (50, 100), _FIRST, 1e-5),
     _stage2("class-consistency", (25, 50), _FIRST, within=class_consistency()),
@@ -120,15 +108,6 @@ STAGE2 = [
         _stage2(f"photos-{count}-{weight:g}", (25, 50), _FIRST, options=_photos(count, weight))
         for count, weight in ((64, 1.0), (64, 3.0), (16, 1.0))
     ),
-    _stage2("keys-values", (25, 50), _FIRST, 1e-3, within=learning(r"\.attn2\.to_[kv]\.")),
-    _stage2("attention", (25, 50), _FIRST, 1e-4, within=learning(r"\.attn[12]\.")),
-    _stage2("described", (25, 50), "s1-described", prepare=described),
-    _stage2("one-caption", (25, 50), _FIRST, options={"data.caption": "a photo of a {}"}),
-    _stage2("caption-dropout", (25, 50), _FIRST, options={"data.caption_dropout": 0.1}),
-    _stage2("cosine", (50,), _FIRST, 5e-5, options={"stage2.lr_scheduler": "cosine"}),
-    _stage2("ema", (25, 50), _FIRST, options={"stage2.ema_decay": 0.95}),
-    _stage2("batch-1", (50, 100), _FIRST, options={"stage2.batch_size": 1}),
-    _stage2("snr-5", (25, 50), _FIRST, options={"stage2.snr_gamma": 5.0}),
 ]
 
 # Both stages within 30 s, with the prior that stayed.
@@ -147,15 +126,12 @@ BOTH = [
     ),
     _stage2("both-batch-2-weight-1", (60, 100), "s1-mean-50", 3e-5, options={**_TWO_BY_TWO, "prior.weight": 1.0}),
     _stage2("both-25-rate-1e-04", (60, 100, 130), "s1-mean-25", 1e-4, options={**_TWO_BY_TWO, "prior.weight": 5.0}),
-    _stage2("both-25-weight-6", (100, 130), "s1-mean-25", 5e-5, options={**_TWO_BY_TWO, "prior.weight": 6.0}),
-    _stage2("both-25-high-levels", (100, 130), "s1-mean-25", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
     *(
         _stage2(f"cosine-{name}", at, parent, rate, options={**_TWO_BY_TWO, "prior.weight": weight, **_COSINE})
         for name, at, parent, rate, weight in (
             ("35", (130,), "s1-mean-35", 1e-4, 5.0),
             ("50", (110,), "s1-mean-50", 1e-4, 5.0),
             ("25-fast", (130,), "s1-mean-25", 2e-4, 5.0),
-            ("25", (130,), "s1-mean-25", 1e-4, 3.0),
         )
     ),
     _stage2("both-50-high-levels", (100,), "s1-mean-50", 5e-5, options=_TWO_BY_TWO, within=fewer_high_levels()),
@@ -166,7 +142,6 @@ BOTH = [
         {**_TWO_BY_TWO, "stage2.learning_rate": 5e-5},
         at=(100, 150),
     ),
-    _stage2("both-described", (60, 100), "s1-described-50", 5e-5, options=_TWO_BY_TWO, prepare=described),
     _stage2("both-one-caption", (50,), _SHORT, 5e-5, options={**_photos(64, 3.0), "data.caption": "a photo of a {}"}),
 ]
 

@@ -33,6 +33,8 @@ KINDS = {
     "draw-": "two-stage, drawn otherwise",
     "s2-": "two-stage, other settings",
 }
+# With fewer photos it is another task.
+OTHER = "few-"
 COLOURS = {
     "DreamBooth, class images": "#d1495b",
     "DreamBooth, no prior": "#8d5a97",
@@ -114,7 +116,8 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    tried = json.loads(arguments.results.read_text(encoding="utf-8"))["tuning"]
+    table = json.loads(arguments.results.read_text(encoding="utf-8"))["tuning"]
+    tried = {name: figures for name, figures in table.items() if not name.startswith(OTHER)}
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "front.html"
         figure(tried).write_html(page, include_plotlyjs=True, config={"staticPlot": True})
