@@ -16,8 +16,8 @@ from PIL import Image
 from twostage.errors import UserError
 from twostage.method.loop import Progress
 from twostage.recipe import Checkpoints, Recipe
-from twostage.recipe_file import dump_recipe
-from twostage.run_folder import RunFolder, differences
+from twostage.recipe_file import differences, dump_recipe
+from twostage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

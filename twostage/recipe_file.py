@@ -256,3 +256,18 @@ def _short_name(option: str) -> str:
     field = Stage.model_fields.get(option)
     names = short_names(field) if field else []
     return names[0] if names else f"stage.{option.replace('_', '-')}"
+
+
+def differences(stored: Recipe, given: Recipe) -> list[str]:
+    """Options in which two recipes differ, as "stage2.steps (300, now 400)"."""
+    old, new = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
+    names = list(dict.fromkeys([*old, *new]))
+    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables in one level, by dotted names."""
+    leaves: dict[str, Any] = {}
+    for name, value in table.items():
+        leaves.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return leaves

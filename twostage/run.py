@@ -16,7 +16,7 @@ from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.export.delta import unpack
 from twostage.families import Base, load_base, load_part
-from twostage.fork import find_parent
+from twostage.fork import Parent, find_parent
 from twostage.gauge import Prediction
 from twostage.machine import usual_device
 from twostage.method.adapter import merge_adapter
@@ -78,9 +78,23 @@ def train(
         recipe = parent.fork(recipe)
     if resume:
         recipe = folder.fitted(recipe)
-    session = Session(recipe, folder, display or terminal_display(), prediction)
+    try:
+        return _train(recipe, folder, parent, resume, display or terminal_display(), prediction)
+    finally:
+        folder.let_go()
+
+
+def _train(
+    recipe: Recipe,
+    folder: RunFolder,
+    parent: Parent | None,
+    resume: bool,
+    display: Display,
+    prediction: Prediction | None,
+) -> Path:
+    session = Session(recipe, folder, display, prediction)
     if not session.open(resume):
-        return session.folder.path
+        return folder.path
     with session.phase("load"):
         held_out = find_held_out(recipe.data)
         photos = find_subject_photos(recipe, held_out)
@@ -102,8 +116,8 @@ def train(
             learn_denoiser(session, recipe.stage2, base, subject, prior)
     session.finish(base_card=base_facts(base))
     if session.is_main:
-        write_card(session.folder, recipe)
-    return session.folder.path
+        write_card(folder, recipe)
+    return folder.path
 
 
 def generate(  # noqa: PLR0913  A keyword for each option of the command.

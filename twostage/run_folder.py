@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twostage.errors import UserError
+from twostage.lock import Lock
 from twostage.memory.ladder import changed_recipe
 from twostage.method.loop import Progress, Step
 from twostage.method.sampling import grid
@@ -53,6 +54,16 @@ class RunFolder:
         self.path = path
         self.facts: dict[str, Any] = {}
         self._made = False
+        self._lock = Lock(path, f"the run in {path}")
+
+    def hold(self) -> None:
+        """Keep other processes out until `let_go`, or the end of this one; a UserError where one is here already."""
+        with writing(self.path):
+            self._lock.take()
+
+    def let_go(self) -> None:
+        """End `hold`, if it was begun."""
+        self._lock.release()
 
     def check_free(self) -> None:
         """Make sure that a new run can be written here; writes nothing.
@@ -63,13 +74,14 @@ class RunFolder:
         with writing(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"the output {self.path} is a file; choose a folder")
-            if self._file("recipe.toml").exists() and self._file("run.json").exists():
-                raise UserError(
-                    f"the output {self.path} holds another run; go on with --resume, or choose a new folder"
-                )
-            occupied = self.path.is_dir() and any(self.path.iterdir())
+            self._refuse_another()
+            occupied = self.path.is_dir() and any(path.name != Lock.NAME for path in self.path.iterdir())
         if occupied:
             raise UserError(f"the output {self.path} is not empty; choose a new folder")
+
+    def _refuse_another(self) -> None:
+        if self._file("recipe.toml").exists() and self._file("run.json").exists():
+            raise UserError(f"the output {self.path} holds another run; go on with --resume, or choose a new folder")
 
     def open(self) -> Recipe:
         """Read what an earlier session wrote.
@@ -109,6 +121,8 @@ class RunFolder:
         with writing(self.path):
             self._made = not self.path.is_dir()
             self.path.mkdir(parents=True, exist_ok=True)
+        self.hold()
+        self._refuse_another()  # It may have begun here since `check_free`.
         try:
             self._write_text("recipe.toml", dump_recipe(recipe))
             for name, rows in (embeddings or {}).items():
@@ -139,6 +153,7 @@ class RunFolder:
                 self._file(name).unlink()
         for name in ("embedding", "tensorboard", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
+        self.let_go()
         if self._made:
             self.path.rmdir()
 
@@ -331,18 +346,3 @@ def _place(path: Path) -> Place:
 
 def _sample_name(row: int, column: int) -> str:
     return f"prompt{row + 1}-{column + 1}.png"
-
-
-def differences(stored: Recipe, given: Recipe) -> list[str]:
-    """Options in which two recipes differ, as "stage2.steps (300, now 400)"."""
-    old, new = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
-    names = list(dict.fromkeys([*old, *new]))
-    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A table of tables in one level, by dotted names."""
-    leaves: dict[str, Any] = {}
-    for name, value in table.items():
-        leaves.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return leaves

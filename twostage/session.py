@@ -26,7 +26,8 @@ from twostage.method.precision import number_format
 from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.processes import start_accelerator
 from twostage.recipe import Recipe
-from twostage.run_folder import RunFolder, checkpoint_name, differences
+from twostage.recipe_file import differences
+from twostage.run_folder import RunFolder, checkpoint_name
 from twostage.selection import Selection
 from twostage.subject.photos import Photo
 from twostage.tracking import Tracking, check_installed
@@ -91,7 +92,11 @@ class Session:
         if not resume:
             self.folder.check_free()
             return True
-        changed = differences(self.folder.open(), self.recipe)
+        stored = self.folder.open()
+        if self.is_main and not self.folder.finished:
+            self.folder.hold()
+            stored = self.folder.open()  # It may have gone on since.
+        changed = differences(stored, self.recipe)
         if changed:
             raise UserError(
                 f"{self.folder.path} was begun with another recipe: {', '.join(changed)}; resume it with its own "

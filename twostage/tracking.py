@@ -15,7 +15,8 @@ from PIL import Image
 from twostage.errors import UserError
 from twostage.method.loop import Step
 from twostage.recipe import Recipe
-from twostage.run_folder import RunFolder, flatten
+from twostage.recipe_file import flatten
+from twostage.run_folder import RunFolder
 
 # TensorBoard's is a folder of the run; W&B's is where all runs come together.
 _PROJECTS = {"tensorboard": "tensorboard", "wandb": "twostage"}

@@ -7,14 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from twostage.errors import UserError
+from twostage.lock import Lock
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,8 @@ class Place:
             return
         with _reaching(self.root):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", blocking=False)
-            try:
-                with suppress(NotImplementedError):  # A network's file system may know no locks.
-                    lock.acquire()
-            except Timeout:
-                raise UserError(
-                    f"another process is at work on the comparison in {self.root}; wait until it ends, or choose "
-                    "another output"
-                ) from None
+            lock = Lock(self.path, f"the comparison in {self.root}")
+            lock.take()
         try:
             yield
         finally:
