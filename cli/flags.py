@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
@@ -141,7 +141,7 @@ def _parameter(key: str, field: FieldInfo, names: list[str], panel: str, hidden:
 def _plain_type(field: FieldInfo) -> Any:
     """int of `int | None`, tuple of `tuple[str, ...]`; a Literal as it is."""
     kind: Any = field.annotation
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):  # The former of `Literal[...] | None` until Python 3.14.
         kind = next(choice for choice in get_args(kind) if choice is not type(None))
     return tuple if get_origin(kind) is tuple else kind
 

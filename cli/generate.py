@@ -31,8 +31,15 @@ def generate(  # noqa: PLR0913
         int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.", min=1, max=1000)
     ] = 25,
     guidance: Annotated[
-        float, typer.Option("--guidance", "--guidance-scale", help="Weight of the prompt; 1 is off.", min=0, max=100)
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            "--guidance",
+            "--guidance-scale",
+            help="Weight of the prompt; 1 is off; as the recipe says when not given.",
+            min=0,
+            max=100,
+        ),
+    ] = None,
     class_guidance: Annotated[
         float | None,
         typer.Option(
@@ -90,22 +97,15 @@ def generate(  # noqa: PLR0913
         away_from=away_from,
         strength=strength,
     )
-    facts = {"prompt": prompt, "steps": str(steps), "guidance": str(guidance)}
-    if class_guidance is not None:
-        facts["class guidance"] = str(class_guidance)
-    if away_from is not None:
-        facts["away from"] = away_from
-    if strength != 1:
-        facts["strength"] = str(strength)
-    for path in _save(pictures, folder, seed, facts):
+    for path in _save(pictures, folder, seed, prompt):
         typer.echo(path)
 
 
-def _save(pictures: list[Image], folder: Path, seed: int, facts: dict[str, str]) -> list[Path]:
-    """Write the pictures as PNGs that hold the facts of how they were made."""
+def _save(pictures: list[Image], folder: Path, seed: int, prompt: str) -> list[Path]:
+    """Write the pictures as PNGs that say how they were made."""
     from PIL.PngImagePlugin import PngInfo
 
-    words = re.sub(r"[^a-z0-9]+", "-", facts["prompt"].lower()).strip("-")[:60].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ def _save(pictures: list[Image], folder: Path, seed: int, facts: dict[str, str])
         for offset, picture in enumerate(pictures):
             number += 1
             info = PngInfo()
-            for name, fact in {**facts, "seed": str(seed + offset)}.items():
-                info.add_itxt(name, fact)
+            for name, fact in {"prompt": prompt, **picture.info, "seed": seed + offset}.items():
+                info.add_itxt(str(name), str(fact))
             paths.append(folder / f"{number:04d}-{words}.png")
             picture.save(paths[-1], pnginfo=info)
     except OSError as error:

@@ -167,15 +167,16 @@ class Card:
 
     def _guidance(self) -> str:
         """In what twostage's pictures differ from those of diffusers."""
-        sample, told = self.recipe.sample, []
-        if sample.class_guidance and self.recipe.data.class_noun.strip():
+        nouns = " ".join(data.class_noun for _, data in self.recipe.every_subject())
+        sample, told = self.recipe.sample.within(nouns, "unet" in (*self._parts, *self._adapters)), []
+        if sample.class_guidance:
             told.append(f"with {sample.class_guidance:.0%} of the guidance towards the class alone")
         if sample.away_from == "base":
-            told.append("away from what the base, not the trained U-Net, draws of nothing")
+            told.append("away from what the base's U-Net, not the trained one, draws of nothing")
         if not told:
             return ""
         plain = "--class-guidance 0 --away-from own"
-        return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` it draws what the former does."
+        return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` pictures are guided as the former's are."
 
     def _python(self) -> Iterator[str]:
         classes = ["UNet2DConditionModel"] if "unet" in self._parts else []

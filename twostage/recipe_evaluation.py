@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from twostage.errors import UserError
 from twostage.recipe_sections import Section, option
 
 
@@ -64,6 +65,28 @@ class Evaluation(Section):
         "Evaluate the weights between base (0) and result (1) too, at these shares; may be given several times.",
         flags=("strength",),
     )
+
+    def check_guidance(self, class_noun: str) -> None:
+        """Make sure that pictures can be guided as asked.
+
+        Raises:
+            UserError: there is no class noun, by which the subject is told in prompts.
+        """
+        refuse_guidance(self.class_guidance, self.away_from, class_noun)
+
+
+def refuse_guidance(class_guidance: float | None, away_from: str | None, class_noun: str) -> None:
+    """What was asked for by name is refused where it cannot be done; what a recipe brings along is left out.
+
+    Raises:
+        UserError: there is no class noun.
+    """
+    asked = f"class_guidance is {class_guidance:g}" if class_guidance else "away_from is 'base'"
+    if (class_guidance or away_from == "base") and not class_noun.strip():
+        raise UserError(
+            f"{asked}, and the subject has no class noun, by which guidance tells it; leave it out, or train with "
+            "--class"
+        )
 
 
 class Foreign(Section):

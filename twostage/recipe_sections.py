@@ -201,6 +201,17 @@ class Sample(Section):
         flags=("away-from",),
     )
 
+    def within(self, class_noun: str, unet_trains: bool = True) -> Sample:
+        """As it can be done for a result: both kinds of guidance tell a subject by its class, and one wants two U-Nets.
+
+        Args:
+            class_noun: what the subject is; empty where nobody said.
+            unet_trains: whether the result's U-Net, or an adapter on it, is its own.
+        """
+        if not class_noun.strip():
+            return self.model_copy(update={"class_guidance": 0.0, "away_from": "own"})
+        return self if unet_trains else self.model_copy(update={"away_from": "own"})
+
 
 class Checkpoints(Section):
     """When progress is saved."""

@@ -25,6 +25,7 @@ from twostage.method.sampling import assemble, check_steps, draw, read_unet, rea
 from twostage.method.strength import move_toward
 from twostage.model_card import base_facts, write_card
 from twostage.recipe import Recipe, Sample
+from twostage.recipe_evaluation import refuse_guidance
 from twostage.run_folder import RunFolder
 from twostage.session import Session
 from twostage.stages import (
@@ -127,7 +128,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
     count: int = 4,
     seed: int = 0,
     num_inference_steps: int = 25,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     class_guidance: float | None = None,
     away_from: Literal["own", "base"] | None = None,
     strength: float = 1.0,
@@ -141,7 +142,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         count: pictures a prompt.
         seed: picture i starts from the noise of seed + i, as stock diffusers draws it.
         num_inference_steps: denoising steps.
-        guidance_scale: weight of classifier-free guidance; 1 is off.
+        guidance_scale: weight of classifier-free guidance; 1 is off. As the recipe says for its samples when not given.
         class_guidance: share of it that goes towards the class alone, without the token, 0..1; as the recipe says when
             not given. See `method.guidance` for this and the next.
         away_from: whether it steers away from what the trained U-Net draws of nothing, "own", or from what the "base"
@@ -150,18 +151,16 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         display: where notes about the prompts are shown; the terminal when not given.
 
     Returns:
-        `count` pictures for each prompt, prompt after prompt.
+        `count` pictures for each prompt, prompt after prompt. The `info` of each says how it was drawn.
 
     Raises:
         UserError: `run` is no finished run, its base cannot be loaded or draws no picture in so many steps, or
-            there is nothing to mix at that strength, or class guidance is asked for and there is no class noun.
+            there is nothing to mix at that strength, or to be guided by is a class that has no noun.
     """
     folder, recipe = open_finished(run)
-    if class_guidance and not recipe.data.class_noun.strip():
-        raise UserError(
-            f"class_guidance is {class_guidance:g}, and {run} was trained without a class noun: there is no class to "
-            "guide towards; leave it at 0"
-        )
+    nouns = " ".join(data.class_noun for _, data in recipe.every_subject())
+    refuse_guidance(class_guidance, away_from, nouns)
+    own = recipe.sample.within(nouns, "unet" in tuned_parts(recipe))
     phrase = subject_phrase(recipe.token, recipe.data)
     names = [token.placeholder for token, _ in recipe.every_subject()]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -169,10 +168,10 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
     seeds = [seed + index for _ in prompts for index in range(count)]
     options = Sample(
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        class_guidance=recipe.sample.class_guidance if class_guidance is None else class_guidance,
-        away_from=away_from or recipe.sample.away_from,
-    )
+        guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
+        class_guidance=own.class_guidance if class_guidance is None else class_guidance,
+        away_from=away_from or own.away_from,
+    ).within(nouns, "unet" in tuned_parts(recipe))
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
     pipeline = _load_pipeline(folder, recipe, base, strength)
@@ -184,10 +183,18 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         if not reads_whole(pipeline, text):
             display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
     asked = [(text, without_token(text, recipe.every_subject())) for text in filled]
-    untouched = None
-    if options.away_from == "base" and "unet" in _tuned_parts(recipe):
-        untouched = read_unet(base, pipeline.unet.device)
-    return draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution, untouched=untouched)
+    untouched = read_unet(base, pipeline) if options.away_from == "base" and options.guidance_scale > 1 else None
+    pictures = draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution, untouched=untouched)
+    how = {
+        "steps": num_inference_steps,
+        "guidance": options.guidance_scale,
+        "class guidance": options.class_guidance,
+        "away from": options.away_from,
+        "strength": strength,
+    }
+    for picture in pictures:
+        picture.info.update({name: str(value) for name, value in how.items()})
+    return pictures
 
 
 def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipeline:
@@ -222,7 +229,7 @@ def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[StableDiff
             pipeline = _load_pipeline(folder, recipe, base, strength)
         else:
             _check_strength(folder, recipe, strength)
-            for name in _tuned_parts(recipe):
+            for name in tuned_parts(recipe):
                 net = getattr(pipeline, name)
                 move_toward(net, load_part(base.family, base.folder, name), 1.0)
                 _tune(net, folder, recipe, base, name, strength)
@@ -232,7 +239,7 @@ def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[StableDiff
 def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -> StableDiffusionPipeline:
     _check_strength(folder, recipe, strength)
     tuned = {}
-    for name in _tuned_parts(recipe):
+    for name in tuned_parts(recipe):
         if strength == 1 and (folder.path / name).is_dir():
             tuned[name] = load_part(base.family, folder.path, name)  # Whole, it needs nothing of the base's.
             continue
@@ -245,14 +252,15 @@ def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: floa
 def _check_strength(folder: RunFolder, recipe: Recipe, strength: float) -> None:
     if not 0 <= strength <= 2:
         raise UserError(f"strength {strength:g} is not between 0, the base, and 2; 1 is as trained")
-    if strength != 1 and not _tuned_parts(recipe):
+    if strength != 1 and not tuned_parts(recipe):
         raise UserError(
             f"strength {strength:g}: the run in {folder.path} has learned a token and trained no weights that could be "
             "mixed with the base's; leave it out"
         )
 
 
-def _tuned_parts(recipe: Recipe) -> tuple[str, ...]:
+def tuned_parts(recipe: Recipe) -> tuple[str, ...]:
+    """Components of which a run trains the weights, whole or by an adapter."""
     return whole_parts(recipe.stage2) + adapted_parts(recipe.stage2) if recipe.stage2 else ()
 
 

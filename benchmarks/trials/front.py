@@ -25,10 +25,11 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 KINDS = {
     "prior-": "DreamBooth, class images",
     "noprior-": "DreamBooth, no prior",
+    "dreambooth-photos": "DreamBooth, the photos' prior",
     "dreambooth-no-prior": "DreamBooth, no prior",
     "dreambooth": "DreamBooth, class images",
     "s1-": "stage 1 alone",
-    "two-stage": "two-stage, as shipped",
+    "shipped-both-2.5-2.5": "two-stage, as shipped",
     "shipped-": "two-stage, drawn otherwise",
     "draw-": "two-stage, drawn otherwise",
     "s2-": "two-stage, other settings",
@@ -38,6 +39,7 @@ OTHER = "few-"
 COLOURS = {
     "DreamBooth, class images": "#d1495b",
     "DreamBooth, no prior": "#8d5a97",
+    "DreamBooth, the photos' prior": "#f2a3ab",
     "stage 1 alone": "#8a8f98",
     "two-stage, as shipped": "#00798c",
     "two-stage, drawn otherwise": "#edae49",

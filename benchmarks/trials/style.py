@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def teach(folder: Path, name: str, style: str) -> dict[str, list[float]]:
     """One way on one style."""
     torch.set_num_threads(1)
     way, place = WAYS[name], folder / "styles" / name.replace(", ", "-") / style
+    shutil.rmtree(place, ignore_errors=True)
     recipe = load_recipe(
         way.recipe,
         base="pocket",

@@ -65,6 +65,12 @@ def test_a_flag_overrides_the_option_it_names(parse, arguments, expected):
     assert parse(*arguments.split()) == expected
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare"])
+def test_help_lists_the_choices_of_an_option_that_may_be_left_out(command):
+    text = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "own|base" in text
+
+
 def test_help_shows_every_option_whole_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = CliRunner().invoke(app, ["train", "--help"]).stdout

@@ -7,21 +7,23 @@ from PIL import Image
 
 from cli.generate import _save
 
-FACTS = {"prompt": "a photo of <rare> Bäg / at the beach"}
+PROMPT = "a photo of <rare> Bäg / at the beach"
 
 
 def test_pictures_are_numbered_on_and_say_how_they_were_made(tmp_path):
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    first = _save(pictures, tmp_path / "new" / "folder", 3, FACTS)
-    second = _save(pictures, tmp_path / "new" / "folder", 3, FACTS)
+    pictures[1].info["away from"] = "base"
+    first = _save(pictures, tmp_path / "new" / "folder", 3, PROMPT)
+    second = _save(pictures, tmp_path / "new" / "folder", 3, PROMPT)
     assert [path.name[:5] for path in first + second] == ["0001-", "0002-", "0003-", "0004-"]
     with Image.open(second[1]) as picture:
-        assert picture.info["prompt"] == FACTS["prompt"]
+        assert picture.info["prompt"] == PROMPT
+        assert picture.info["away from"] == "base"
         assert picture.info["seed"] == "4"
 
 
 def test_a_long_prompt_makes_no_long_name(tmp_path):
-    (path,) = _save([Image.new("RGB", (8, 8))], tmp_path, 0, {"prompt": "very " * 200})
+    (path,) = _save([Image.new("RGB", (8, 8))], tmp_path, 0, "very " * 200)
     assert len(path.name) < 80
 
 

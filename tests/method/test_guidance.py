@@ -19,7 +19,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluating import evaluate
 from twostage.families import load_base
-from twostage.method.sampling import assemble, draw
+from twostage.method.sampling import assemble, draw, read_unet
 from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Data, Recipe, Sample, Token
 from twostage.recipe_evaluation import Evaluation
@@ -111,7 +111,7 @@ def test_at_the_ends_it_is_the_subject_alone_and_the_class_alone(trained: Stable
 @pytest.mark.parametrize(("prompts", "guidance"), [(TOKEN, 4.0), (BOTH, 1.0)])
 def test_without_a_class_or_without_guidance_nothing_more_is_asked(prompts: list[str], guidance: float) -> None:
     pipeline, rows = assemble(load_base("pocket")), set()
-    pipeline.unet.register_forward_pre_hook(lambda net, args: rows.add(len(args[0])))
+    pipeline.unet.conv_in.register_forward_pre_hook(lambda net, args: rows.add(len(args[0])))
     drawn = pixels(draw(pipeline, prompts, SEEDS, sampled(0.5, guidance), 64))
     assert np.array_equal(drawn, pixels(draw(pipeline, TOKEN, SEEDS, sampled(0, guidance), 64)))
     assert rows == {4 if guidance > 1 else 2}
@@ -180,6 +180,7 @@ def test_away_from_the_base_generate_reads_the_base_s_own_u_net(guided: Path, ti
 def test_a_result_of_other_guidance_says_so_on_its_card(guided: Path, finished: Path) -> None:
     card = (guided / "README.md").read_text(encoding="utf-8")
     assert "50% of the guidance towards the class alone; with `--class-guidance 0 --away-from own`" in card
+    assert "base" not in card.split("The latter draws")[1].split("## How")[0]
     assert "guidance" not in (finished / "README.md").read_text(encoding="utf-8").split("## How")[0]
 
 
@@ -230,18 +231,45 @@ def test_without_a_class_noun_samples_are_as_ever_and_asking_for_it_is_one_line(
         tiny_recipe,
         data=Data(photos=tiny_recipe.data.photos),
         token=Token(role="noun", initializer="red"),
-        sample=tiny_recipe.sample.model_copy(update={"class_guidance": 0.5}),
+        sample=tiny_recipe.sample.model_copy(update={"class_guidance": 0.5, "away_from": "base"}),
     )
     run = train(recipe, tmp_path / "run", display=Display())
     plain, told = (
-        generate(run, "a {}", count=1, num_inference_steps=2, class_guidance=share)[0].tobytes()
-        for share in (0.0, None)
+        generate(run, "a {}", count=1, num_inference_steps=2, class_guidance=share)[0] for share in (0.0, None)
     )
-    assert plain == told
-    with pytest.raises(UserError, match=r"class_guidance is 0\.5.*without a class noun.*leave it at 0"):
-        generate(run, "a {}", class_guidance=0.5)
+    assert plain.tobytes() == told.tobytes()
+    assert (told.info["class guidance"], told.info["away from"], told.info["guidance"]) == ("0.0", "own", "7.5")
+    assert "guidance" not in (run / "README.md").read_text(encoding="utf-8").split("## How")[0]
+    for asked, said in (({"class_guidance": 0.5}, "class_guidance is 0.5"), ({"away_from": "base"}, "away_from is")):
+        with pytest.raises(UserError, match=said + ".*no class noun.*leave it out"):
+            generate(run, "a {}", **asked)
     before = json.loads((run / "run.json").read_text(encoding="utf-8"))
     with pytest.raises(UserError, match="no class noun"):
         evaluate(run, Evaluation(class_guidance=0.5), display=Display())
     assert json.loads((run / "run.json").read_text(encoding="utf-8")) == before
     assert not (run / "evaluation").exists()
+
+
+def test_a_base_that_is_not_what_was_tuned_is_one_line(tiny_base: Path) -> None:
+    pipeline = assemble(load_base(str(tiny_base)))
+    assert read_unet(load_base(str(tiny_base)), pipeline) is not pipeline.unet
+    with pytest.raises(UserError, match=r"base pocket is not what was tuned: its in_channels is 6, of the result 4;"):
+        read_unet(load_base("pocket"), pipeline)
+    other = assemble(load_base("pocket"))
+    other.scheduler.register_to_config(prediction_type="epsilon")
+    with pytest.raises(UserError, match="its prediction_type is v_prediction, of the result epsilon"):
+        read_unet(load_base("pocket"), other)
+
+
+def test_fewer_together_draw_the_same(trained: StableDiffusionPipeline) -> None:
+    """As where memory holds fewer: what guides is taken apart with the prompts."""
+    options, weak = sampled(0.25).model_copy(update={"away_from": "base"}), load_base("pocket").unet
+    both, single = (pixels(draw(trained, BOTH, SEEDS, options, 64, together=n, untouched=weak)) for n in (2, 1))
+    assert np.abs(both - single).max() <= 2
+
+
+def test_only_a_subject_with_a_class_is_guided_by_it() -> None:
+    one, other = Sample(class_guidance=0.5, away_from="base"), Sample(class_guidance=0.5)
+    assert one.within("dog") == one
+    assert one.within("dog", unet_trains=False) == other
+    assert one.within(" ") == Sample()

@@ -105,6 +105,33 @@ def test_runs_evaluated_in_other_ways_are_not_compared_and_the_report_says_so(tm
     assert any("guidance_scale" in text for text in judged.cautions)
 
 
+def _guided(folder, **choices):
+    path = folder / "evaluation.json"
+    data = json.loads(path.read_text())
+    data["choices"] |= choices
+    path.write_text(json.dumps(data))
+
+
+def test_strategies_drawn_each_in_its_own_way_are_compared_and_the_report_says_so(tmp_path):
+    _with(tmp_path / "a", "two-stage", dino_unseen=0.7 + HARD)
+    _with(tmp_path / "b", "dreambooth", dino_unseen=0.5 + HARD)
+    assert not any("guid" in text for text in verdict(_pool(tmp_path)).cautions)
+    _guided(tmp_path / "a", class_guidance=0.5, away_from="base")
+    pool = _pool(tmp_path)
+    assert pool.difference("two-stage", "dreambooth", "dino_unseen") is not None
+    (told,) = [text for text in verdict(pool).cautions if "guid" in text]
+    assert "two-stage: 50% of the guidance towards the class and guided away from the base" in told
+    assert "dreambooth: guided by the prompt alone" in told and "--class-guidance 0 --away-from own" in told
+
+
+def test_runs_of_one_strategy_that_are_drawn_in_different_ways_are_named(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), "two-stage", "dog", seed, **PLAIN)
+    _guided(tmp_path / "0", class_guidance=0.5)
+    (told,) = [text for text in verdict(_pool(tmp_path)).cautions if "guid" in text]
+    assert "Not all runs of two-stage were drawn with the same guidance" in told
+
+
 def test_one_run_is_held_against_the_untouched_base(tmp_path):
     write_run(tmp_path / "a", "two-stage", "dog", 0, **PLAIN)
     pool = _pool(tmp_path / "a")

@@ -55,7 +55,10 @@ def test_an_adjective_without_a_noun_is_refused_with_both_ways_out():
 @pytest.mark.parametrize(
     ("token", "noun", "prompt", "plain"),
     [
-        (Token(), " stuffed  animal ", "a <rare> stuffed animal, <rare>!", "a stuffed animal, !"),
+        (Token(), " stuffed  animal ", "a <rare> stuffed animal, <rare>!", "a stuffed animal, stuffed animal!"),
+        (Token(), "dog", "a <rare> in snow, a <rare>", "a dog in snow, a dog"),
+        (Token(placeholder="sks"), "dog", "two masks dog", "two masks dog"),
+        (Token(role="noun"), "dog", "a <rare> dog", "a dog"),
         (Token(), "dog", "a blue <rare> puppy and <rarer> things", "a blue puppy and <rarer> things"),
         (Token(placeholder="sks"), "dog", "a sks dog in a sksy place", "a dog in a sksy place"),
         (Token(role="noun"), "dog", "a <rare> on a beach", "a dog on a beach"),

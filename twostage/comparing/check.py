@@ -54,6 +54,7 @@ def _mistakes(request: Request, cells: Sequence[Cell]) -> Iterator[UserError]:
         }
     for subject in request.subjects:
         asks["suite", subject.class_noun] = partial(_find_suite, request.evaluation, subject.class_noun)
+        asks["guidance", subject.class_noun] = partial(request.evaluation.check_guidance, subject.class_noun)
     asks["encoders"] = lambda: _find_encoders(request.evaluation.encoders)
     for ask in asks.values():
         try:

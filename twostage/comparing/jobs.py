@@ -108,7 +108,8 @@ def training_cost(recipe: Recipe, *, stage1: bool = True) -> float:
 def evaluation_cost(recipe: Recipe, options: Evaluation) -> float:
     """Passes through the U-Net."""
     steps = options.num_inference_steps or recipe.sample.num_inference_steps
-    return steps * 2.0 * expected_pictures(options) * (1 + len(options.strengths))
+    share = recipe.sample.class_guidance if options.class_guidance is None else options.class_guidance
+    return steps * (3.0 if share else 2.0) * expected_pictures(options) * (1 + len(options.strengths))
 
 
 def expected_pictures(options: Evaluation) -> int:

@@ -86,7 +86,9 @@ def evaluate_result(
         raise UserError(f"strength {mixed[0]:g}: {result.unmixable}; leave --strength out")
     suite = load_suite(options.suite or _usual_suite(result), class_noun=result.class_noun, first=options.num_prompts)
     unrelated = load_unrelated(pocket=result.is_pocket, class_noun=result.class_noun)
-    _check_guides(result, options)
+    options.check_guidance(result.class_noun)
+    if options.away_from == "base" and result.base is None:
+        raise UserError("away_from is 'base', and which base that is nobody said; name it with --base")
     sampler = _sampler(result, options)
     if result.base:
         check_steps(result.base, sampler.num_inference_steps)
@@ -150,16 +152,6 @@ def _sampler(result: Result, options: Evaluation) -> Sample:
     )
 
 
-def _check_guides(result: Result, options: Evaluation) -> None:
-    if options.class_guidance and not result.class_noun:
-        raise UserError(
-            f"class_guidance is {options.class_guidance:g}, and the result has no class noun: there is no class to "
-            "guide towards; leave it at 0"
-        )
-    if options.away_from == "base" and result.base is None:
-        raise UserError("away_from is 'base', and which base that is nobody said; name it with --base")
-
-
 def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, display: Display) -> dict[str, Shots]:
     """The untouched base's pictures, from the cache where it has them; nothing where the base is not known."""
     base = result.base
@@ -202,6 +194,7 @@ class _Pictures:
             "side": result.side,
             "device": usual_device(),
             "sampler": [sampler.num_inference_steps, sampler.guidance_scale, sampler.class_guidance, sampler.away_from],
+            "untouched": result.base.content_hash if result.base and sampler.away_from == "base" else None,
             "series": {name: [series.templates, series.count, series.seed] for name, series in planned.items()},
         }
         self._facts = json.dumps(facts, indent=2)
@@ -252,7 +245,7 @@ class _Pictures:
 
         whose = self._result.facts["name"] + (f" at strength {strength:g}" if strength != 1 else "")
         base = self._result.base if self._sampler.away_from == "base" else None
-        untouched = cache(partial(read_unet, base, usual_device())) if base else None
+        untouched = partial(read_unet, base) if base else None
         drawer = Drawer(load, self._sampler, self._result.side, whose, untouched)
         drawn = {}
         for name, series in self._planned.items():

@@ -113,7 +113,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         base=base,
         load=lambda strength: verbs.load_pipeline(run, strength=strength),
         side=recipe.data.resolution or base.resolution,
-        sampler=recipe.sample,
+        sampler=recipe.sample.within(recipe.data.class_noun, "unet" in verbs.tuned_parts(recipe)),
         content=_sha256(dump_recipe(recipe), str(own), *_contents(folder.path)),
         photos=photos,
         held_out=held,

@@ -79,14 +79,14 @@ class Drawer:
         options: denoising steps, and how pictures are guided.
         side: of the pictures, in pixels.
         whose: for messages: the run, or the base.
-        untouched: the base's U-Net, where pictures are guided by it, when something has to be drawn.
+        untouched: for that pipeline, the base's U-Net, where pictures are guided by it.
     """
 
     load: Callable[[], StableDiffusionPipeline]
     options: Sample
     side: int
     whose: str
-    untouched: Callable[[], nn.Module] | None = None
+    untouched: Callable[[StableDiffusionPipeline], nn.Module] | None = None
 
     def pictures(
         self, series: Series, phrase: str, plain: str, files: Sequence[Path], display: Display
@@ -114,7 +114,9 @@ class Drawer:
         ]
         if not starts:
             return [known[index] for index in range(len(files))]
-        pipeline, weak = self.load(), self.untouched() if self.untouched else None
+        pipeline = self.load()
+        # Of no use where the prompts do not name the subject.
+        weak = self.untouched(pipeline) if self.untouched and plain and plain != phrase else None
         with display.progress(f"drawing {self.whose}", len(files), len(files) - BATCH * len(starts)) as update:
             for done, start in enumerate(starts, start=1):
                 batch = range(start, min(start + BATCH, len(files)))

@@ -73,10 +73,23 @@ def _impossible_steps(scheduler: object, steps: int) -> UserError:
     )
 
 
-def read_unet(base: Base, device: torch.device | str) -> nn.Module:
-    """The base's own U-Net, apart from the one that was tuned."""
-    unet: nn.Module = load_part(base.family, base.folder, "unet")
-    return unet.to(device)
+def read_unet(base: Base, pipeline: StableDiffusionPipeline) -> nn.Module:
+    """The base's own U-Net, apart from the tuned one of the pipeline, and where that is.
+
+    Raises:
+        UserError: it cannot be read, or is not the one that was tuned.
+    """
+    unet = load_part(base.family, base.folder, "unet")
+    kinds = {name: (unet.config[name], pipeline.unet.config[name]) for name in ("in_channels", "cross_attention_dim")}
+    kinds["prediction_type"] = (base.noise_scheduler.config.prediction_type, pipeline.scheduler.config.prediction_type)
+    for name, (own, theirs) in kinds.items():
+        if own != theirs:
+            raise UserError(
+                f"the base {base.source} is not what was tuned: its {name} is {own}, of the result {theirs}; name "
+                "the base that was, or guide with --away-from own"
+            )
+    placed: nn.Module = unet.to(pipeline.unet.device)
+    return placed
 
 
 def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:

@@ -13,6 +13,7 @@ def cautions(pool: Pool) -> list[str]:
     """Sentences, the weightiest first."""
     checks: tuple[Callable[[Pool], str], ...] = (
         _about_choices,
+        _about_guidance,
         _about_references,
         _about_pairing,
         _about_subjects,
@@ -29,6 +30,32 @@ def _about_choices(pool: Pool) -> str:
         "Evaluate them again with the same options."
         if names
         else ""
+    )
+
+
+def _about_guidance(pool: Pool) -> str:
+    """Strategies may be drawn each in its own way, but not one strategy in several."""
+    ways: dict[str, list[str]] = {}
+    for run in pool.runs:
+        choices = run.document.choices
+        share, away = choices.get("class_guidance") or 0, choices.get("away_from") or "own"
+        told = [f"{share:.0%} of the guidance towards the class"] if share else []
+        told += ["guided away from the base"] if away == "base" else []
+        way = listed(told) or "guided by the prompt alone"
+        if run.strategy not in ways.setdefault(way, []):
+            ways[way].append(run.strategy)
+    if len(ways) < 2:
+        return ""
+    names = [name for group in ways.values() for name in group]
+    if mixed := sorted({name for name in names if names.count(name) > 1}):
+        return (
+            f"Not all runs of {listed(mixed)} were drawn with the same guidance; evaluate them again with the same "
+            "--class-guidance and --away-from."
+        )
+    each = "; ".join(f"{listed(group)}: {way}" for way, group in ways.items())
+    return (
+        f"Strategies were drawn with the guidance of their recipes ({each}). To compare what was trained alone, "
+        "evaluate with --class-guidance 0 --away-from own."
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from twostage.evaluation import bootstrap
 from twostage.evaluation.bootstrap import hierarchical, paired_difference
 from twostage.report.glossary import IDENTITY_FIGURES, ordered
-from twostage.report.reading import Measured, Run, same_choices
+from twostage.report.reading import Measured, Run, comparable, same_choices
 
 BASE, REAL = "untouched base", "real photos"
 COSTS = {
@@ -201,7 +201,7 @@ class Pool:
         for run in self.runs:
             other = by_cell.setdefault(run.cell, run)
             if not same_choices(run, other):
-                mine, theirs = run.document.choices, other.document.choices
+                mine, theirs = comparable(run), comparable(other)
                 names |= {name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)}
         return sorted(names)
 

@@ -68,6 +68,12 @@ STYLE_TEMPLATES: tuple[str, ...] = (
 )
 
 
+# Words that an adjective is not followed by when a noun is.
+_NO_NOUNS = (
+    "and as at behind beside by for from in inside is near of on or over that to under wearing which with".split()
+)
+
+
 def subject_phrase(token: Token, data: Data) -> str:
     """What stands for the subject in a prompt: "<rare> backpack" (adjective) or "<rare>" (noun, or style of no noun).
 
@@ -91,7 +97,8 @@ def subject_phrase(token: Token, data: Data) -> str:
 def without_token(prompt: str, subjects: Sequence[tuple[Token, Data]]) -> str:
     """The prompt as it reads with each subject's class in its place: "a photo of a backpack on the beach".
 
-    A subject without a class noun, such as most styles, keeps its token: there is nothing to put there.
+    Token and class become the class; a token before another noun, "<rare> puppy", goes if it is an adjective; a token
+    by itself becomes the class. A subject without a class noun, such as most styles, keeps its token.
 
     Args:
         prompt: with the tokens spelled out.
@@ -101,12 +108,11 @@ def without_token(prompt: str, subjects: Sequence[tuple[Token, Data]]) -> str:
         noun = " ".join(data.class_noun.split())
         if not noun:
             continue
-        prompt = prompt.replace(f"{token.placeholder} {noun}", noun)
-        alone = rf"(?<!\w){re.escape(token.placeholder)}(?!\w)"
-        if token.role == "adjective":  # Beside another noun, "<rare> puppy".
-            prompt = re.sub(rf"{alone} ?", "", prompt)
-        else:
-            prompt = re.sub(alone, lambda found, noun=noun: noun, prompt)  # type: ignore[misc]
+        behind = rf" {re.escape(noun)}(?!\w)"
+        if token.role == "adjective":
+            behind += rf"| (?=\w)(?!(?:{'|'.join(_NO_NOUNS)})\b)"
+        found = re.compile(rf"(?<!\w){re.escape(token.placeholder)}(?!\w)(?P<behind>{behind})?")
+        prompt = found.sub(lambda match, noun=noun: "" if match["behind"] == " " else noun, prompt)  # type: ignore[misc]
     return prompt
 
 
