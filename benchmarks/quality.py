@@ -4,8 +4,7 @@
 
 Trains `two-stage` as it is shipped, and DreamBooth with and without prior, each at its best setting, on six drawn
 subjects of the pocket world. Exit code 1 where the order has changed: `two-stage` must show the subject better than
-DreamBooth with prior and about as well as without, follow prompts about as well as both, let class and other things
-drift less than both, and take half the time.
+both, follow prompts about as well, let class and other things drift less, and take less time.
 """
 
 from __future__ import annotations

@@ -121,13 +121,15 @@ def test_the_table_has_an_interval_for_every_figure(tmp_path: Path, capsys: pyte
 
 
 def test_a_table_leaves_the_others_of_its_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "tables.json").write_text('{"machine": "two cores"}')
     for name, table in (
         ("tuning", {"a": {"runs": 1}}),
         ("test", {"b": {"score": [0.1, 0.0, 0.2]}}),
         ("test", {"c": {}}),
     ):
         put(tmp_path / "tables.json", name, table)
-    assert json.loads((tmp_path / "tables.json").read_text()) == {"tuning": {"a": {"runs": 1}}, "test": {"c": {}}}
+    written = json.loads((tmp_path / "tables.json").read_text())
+    assert written == {"machine": "two cores", "tuning": {"a": {"runs": 1}}, "test": {"c": {}}}
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:

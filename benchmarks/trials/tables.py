@@ -77,6 +77,9 @@ def put(file: Path, name: str, table: dict[str, Any]) -> None:
     told[name] = table
     parts = []
     for key, value in told.items():
+        if isinstance(value, str):
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+            continue
         lines = [f"  {json.dumps(row)}: {json.dumps(figures)}" for row, figures in value.items()]
         parts.append(f" {json.dumps(key)}: {{\n" + ",\n".join(lines) + "\n }")
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
@@ -111,8 +114,8 @@ def claim(prior: str, no_prior: str) -> list[Term]:
 def standing(prior: str, no_prior: str) -> list[Term]:
     """What of the claim stands, with room for the noise of six subjects at one seed: what the guard holds to."""
     return [
-        Term("dino_unseen", prior, "identity above", lambda d: d.value > 0),
-        Term("dino_unseen", no_prior, "identity not below by more than 0.1", lambda d: d.value > -0.1),
+        Term("dino_unseen", prior, "identity above by more than 0.1", lambda d: d.value > 0.1),
+        Term("dino_unseen", no_prior, "identity above", lambda d: d.value > 0),
         *(
             Term("clip_t", other, "prompt fidelity not below by more than 0.03", lambda d: d.value > -0.03)
             for other in (prior, no_prior)
