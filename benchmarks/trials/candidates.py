@@ -227,11 +227,18 @@ DRAWN_SHIPPED = [
     ),
 ]
 
-# Fewer photos.
-FEW = [
-    Candidate(f"few-{count}-{one.name}", one.recipe, {**one.options, "data.num_photos": count})
-    for count in (1, 2)
-    for one in TESTED
+# LoRAs: as shipped, after the short stage 1, and held to the base at the photos; the last two drawn as `two-stage` is.
+_LORA = {"stage2.learning_rate": 4e-4, "sample.class_guidance": 0.0, "sample.away_from": "own"}
+LORA = [
+    Candidate("lora-shipped", "two-stage-lora", {"sample.class_guidance": 0.0, "sample.away_from": "own"}),
+    Candidate("lora-50", "two-stage-lora", {**_LORA, "prior.preserve": False}, (100, 200), _FIFTY),
+    Candidate("lora-50-photos", "two-stage-lora", {**_LORA, **_SHIPPED}, (100, 200), _FIFTY),
+    *(
+        Candidate(f"{name}-class-base", after=name, drawing=guided(**_GUIDED["class-base"]), subject_only=True)
+        for name in ("lora-50", "lora-50-photos")
+    ),
 ]
+# A single photo.
+FEW = [Candidate(f"few-{one.name}", one.recipe, {**one.options, "data.num_photos": 1}) for one in TESTED]
 
-CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *BEFORE, *BEHIND, *DRAWING, *DRAWN_SHIPPED, *FEW]
+CANDIDATES = [*DREAMBOOTH, *STAGE1, *STAGE2, *BOTH, *BEFORE, *BEHIND, *DRAWING, *DRAWN_SHIPPED, *LORA, *FEW]
