@@ -117,7 +117,7 @@ def standing(prior: str, no_prior: str) -> list[Term]:
         Term("dino_unseen", prior, "identity above by more than 0.1", lambda d: d.value > 0.1),
         Term("dino_unseen", no_prior, "identity above", lambda d: d.value > 0),
         *(
-            Term("clip_t", other, "prompt fidelity not below by more than 0.03", lambda d: d.value > -0.03)
+            Term("clip_t", other, "prompt fidelity not below by more than 0.05", lambda d: d.value > -0.05)
             for other in (prior, no_prior)
         ),
         *(
