@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from twostage.display import Display
 from twostage.errors import UserError
@@ -77,3 +78,28 @@ def test_guidance_away_from_a_base_that_nobody_named_is_one_line(tiny_base: Path
     with pytest.raises(UserError, match=r"away_from is 'base'.*name it with --base"):
         evaluate_result(opened(tiny_base, token="red"), tmp_path / "out", Evaluation(away_from="base"), Display())
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_guided_away_from_another_base_are_drawn_anew(tiny_base: Path, tmp_path: Path) -> None:
+    """The same result, and other pictures of it."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.3 * tensor for name, tensor in load_file(weights).items()}, weights)
+    options = Evaluation(
+        num_prompts=1,
+        images_per_prompt=1,
+        num_class_images=2,
+        num_unrelated_images=0,
+        num_inference_steps=2,
+        guidance_scale=60,
+        away_from="base",
+        encoders=("dino=pocket", "clip=none", "dinov2=none"),
+    )
+    drawn = []
+    for base in (tiny_base, other):
+        given = Foreign(pipeline=str(tiny_base), class_noun="backpack", token="red", base=str(base))
+        result = open_pipeline(given)
+        record = evaluate_result(result, tmp_path / "out", options, Display())
+        drawn.append((tmp_path / "out" / record["pictures"]["subject"][0]).read_bytes())
+    assert drawn[0] != drawn[1]
