@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from twostage import __version__
 from twostage.errors import UserError
 
-from . import bench, compare, demo, evaluate, export, generate, photos, plan, push, recipe, report, token, train
+from . import bench, cache, compare, demo, evaluate, export, generate, photos, plan, push, recipe, report, token, train
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
@@ -106,3 +106,4 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(token.app, name="token")
 app.add_typer(photos.app, name="photos")
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")

@@ -8,12 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twostage.errors import UserError
+
+_NAME = re.compile("[0-9a-f]{32}")  # Of a shelf.
 
 
 def cache_folder() -> Path:
@@ -76,3 +81,67 @@ class Shelf:
                 f"cannot write {path}: {error.strerror}; make room, or set TWOSTAGE_CACHE to another folder. What the "
                 "cache holds already stays usable"
             ) from error
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the cache holds of one kind.
+
+    Attributes:
+        kind: latents, class-images ...
+        shelves: sets of files that depend on the same facts.
+        files: in them.
+        bytes: that they take.
+    """
+
+    kind: str
+    shelves: int
+    files: int
+    bytes: int
+
+
+def kept() -> list[Kept]:
+    """What the cache holds, by kind; what is no shelf of ours is not counted."""
+    found = []
+    for kind, shelves in _shelves().items():
+        files = [file for shelf in shelves for file in shelf.iterdir() if file.is_file() and not file.is_symlink()]
+        found.append(Kept(kind, len(shelves), len(files), sum(file.stat().st_size for file in files)))
+    return found
+
+
+def clear(kinds: Collection[str] = ()) -> list[Kept]:
+    """Remove all shelves of some kinds, or of every one, and nothing else that may lie beside them.
+
+    Args:
+        kinds: of `kept`; all of them when empty.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        UserError: there is nothing of a kind, and nothing was removed; or it cannot be removed.
+    """
+    there = kept()
+    names = [one.kind for one in there]
+    if unknown := [kind for kind in kinds if kind not in names]:
+        raise UserError(
+            f"the cache in {cache_folder()} has nothing of the kind {unknown[0]!r}; it has {', '.join(names) or 'none'}"
+        )
+    removed = [one for one in there if one.kind in kinds or not kinds]
+    for one in removed:
+        for shelf in _shelves()[one.kind]:
+            try:
+                shutil.rmtree(shelf)
+            except OSError as error:
+                raise UserError(f"cannot remove {shelf}: {error.strerror}") from error
+    return removed
+
+
+def _shelves() -> dict[str, list[Path]]:
+    """By kind. A shelf says its facts, so that a cache in a wrong place is not taken for all that lies there."""
+    found: dict[str, list[Path]] = {}
+    for facts in sorted(cache_folder().glob("*/*/facts.json")):
+        shelf = facts.parent
+        if _NAME.fullmatch(shelf.name) and not shelf.is_symlink() and not shelf.parent.is_symlink():
+            found.setdefault(shelf.parent.name, []).append(shelf)
+    return found
