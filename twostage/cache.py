@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,7 @@ class Kept:
 
 def kept() -> list[Kept]:
     """What the cache holds, by kind; what is no shelf of ours is not counted."""
-    found = []
-    for kind, shelves in _shelves().items():
-        files = [file for shelf in shelves for file in shelf.iterdir() if file.is_file() and not file.is_symlink()]
-        found.append(Kept(kind, len(shelves), len(files), sum(file.stat().st_size for file in files)))
-    return found
+    return [_count(kind, shelves) for kind, shelves in _shelves().items()]
 
 
 def clear(kinds: Collection[str] = ()) -> list[Kept]:
@@ -121,20 +117,24 @@ def clear(kinds: Collection[str] = ()) -> list[Kept]:
     Raises:
         UserError: there is nothing of a kind, and nothing was removed; or it cannot be removed.
     """
-    there = kept()
-    names = [one.kind for one in there]
-    if unknown := [kind for kind in kinds if kind not in names]:
+    there = _shelves()
+    if unknown := [kind for kind in kinds if kind not in there]:
         raise UserError(
-            f"the cache in {cache_folder()} has nothing of the kind {unknown[0]!r}; it has {', '.join(names) or 'none'}"
+            f"the cache in {cache_folder()} has nothing of the kind {unknown[0]!r}; it has {', '.join(there) or 'none'}"
         )
-    removed = [one for one in there if one.kind in kinds or not kinds]
+    removed = [_count(kind, shelves) for kind, shelves in there.items() if kind in kinds or not kinds]
     for one in removed:
-        for shelf in _shelves()[one.kind]:
+        for shelf in there[one.kind]:
             try:
                 shutil.rmtree(shelf)
             except OSError as error:
                 raise UserError(f"cannot remove {shelf}: {error.strerror}") from error
     return removed
+
+
+def _count(kind: str, shelves: Sequence[Path]) -> Kept:
+    files = [file for shelf in shelves for file in shelf.iterdir() if file.is_file() and not file.is_symlink()]
+    return Kept(kind, len(shelves), len(files), sum(file.stat().st_size for file in files))
 
 
 def _shelves() -> dict[str, list[Path]]:

@@ -167,8 +167,8 @@ class Card:
 
     def _guidance(self) -> str:
         """In what twostage's pictures differ from those of diffusers."""
-        nouns = " ".join(data.class_noun for _, data in self.recipe.every_subject())
-        sample, told = self.recipe.sample.within(nouns, "unet" in (*self._parts, *self._adapters)), []
+        recipe, told = self.recipe, []
+        sample = recipe.sample.within(recipe.class_nouns, "unet" in (*self._parts, *self._adapters))
         if sample.class_guidance:
             told.append(f"with {sample.class_guidance:.0%} of the guidance towards the class alone")
         if sample.away_from == "base":

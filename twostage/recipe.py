@@ -96,6 +96,11 @@ class Recipe(Section):
             for more in self.subjects
         ]
 
+    @property
+    def class_nouns(self) -> str:
+        """Of all subjects, behind each other; blank where none has one."""
+        return " ".join(data.class_noun for _, data in self.every_subject())
+
     @model_validator(mode="after")
     def _subjects_can_be_told_apart(self) -> Self:
         names = [token.placeholder for token, _ in self.every_subject()]

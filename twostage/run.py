@@ -158,9 +158,8 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
             there is nothing to mix at that strength, or to be guided by is a class that has no noun.
     """
     folder, recipe = open_finished(run)
-    nouns = " ".join(data.class_noun for _, data in recipe.every_subject())
-    refuse_guidance(class_guidance, away_from, nouns)
-    own = recipe.sample.within(nouns, "unet" in tuned_parts(recipe))
+    refuse_guidance(class_guidance, away_from, recipe.class_nouns)
+    own = recipe.sample
     phrase = subject_phrase(recipe.token, recipe.data)
     names = [token.placeholder for token, _ in recipe.every_subject()]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -171,7 +170,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
         class_guidance=own.class_guidance if class_guidance is None else class_guidance,
         away_from=away_from or own.away_from,
-    ).within(nouns, "unet" in tuned_parts(recipe))
+    ).within(recipe.class_nouns, "unet" in tuned_parts(recipe))
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
     pipeline = _load_pipeline(folder, recipe, base, strength)

@@ -182,8 +182,7 @@ class Rehearsal(Session):
             parts["states"] = text.states
         passes = 1
         if options.guidance_scale > 1:
-            nouns = " ".join(data.class_noun for _, data in self.recipe.every_subject())
-            passes = 3 if options.within(nouns).class_guidance else 2
+            passes = 3 if options.within(self.recipe.class_nouns).class_guidance else 2
         self._draw(
             f"{name}, samples", parts, min(pictures, TOGETHER), pictures * times, options.num_inference_steps, passes
         )

@@ -19,7 +19,7 @@ from twostage.report import charts, glossary, marks, tables
 from twostage.report.formats import cost, number
 from twostage.report.gallery import Gallery
 from twostage.report.pooling import BASE, COSTS, REAL, RESAMPLES, Pool
-from twostage.report.reading import Run, Skipped, comparable
+from twostage.report.reading import MAY_DIFFER, Run, Skipped, comparable
 from twostage.report.verdict import Verdict
 
 
@@ -151,7 +151,7 @@ def choices(pool: Pool) -> list[tuple[str, list[str]]]:
                 tell("prompts", f"{len(value)}")
             else:
                 tell("evaluation seed" if name == "seed" else name, value)
-        for name in ("class_prompt", "class_guidance", "away_from"):
+        for name in MAY_DIFFER:
             tell(name, run.document.choices.get(name))
         tell("photos", f"{len(result.photos)} trained on, {len(result.held_out)} held out")
         for name, value in run.document.versions.items():

@@ -215,7 +215,7 @@ def _doubled(runs: Sequence[Run]) -> set[str]:
 
 
 # What may differ between two runs whose figures are compared: it follows from the subject, or from the strategy.
-_MAY_DIFFER = ("class_prompt", "class_guidance", "away_from")
+MAY_DIFFER = ("class_prompt", "class_guidance", "away_from")
 
 
 def same_choices(first: Run, second: Run) -> bool:
@@ -225,4 +225,4 @@ def same_choices(first: Run, second: Run) -> bool:
 
 def comparable(run: Run) -> dict[str, Any]:
     """The choices of an evaluation that two runs must share."""
-    return {name: value for name, value in run.document.choices.items() if name not in _MAY_DIFFER}
+    return {name: value for name, value in run.document.choices.items() if name not in MAY_DIFFER}
