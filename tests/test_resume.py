@@ -62,7 +62,7 @@ def test_a_run_killed_outright_resumes_from_its_newest_checkpoint(
 
     with pytest.raises(Killed):
         train(tiny_recipe, tmp_path / "run", display=Watcher((label, step), kill))
-    checkpoint = RunFolder(tmp_path / "run").newest_checkpoint()
+    checkpoint = RunFolder(tmp_path / "run").checkpoints.newest()
     seconds = json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
     assert checkpoint is None or seconds[f"stage{checkpoint[0]}"] > 0
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:

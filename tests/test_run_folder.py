@@ -29,9 +29,9 @@ def progress(step: int, size: int = 4) -> Progress:
 def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for stage, step in [(1, 900), (1, 1000), (2, 5), (2, 10)]:
-        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=3))
-    assert [path.name for path in folder.checkpoints()] == ["stage1-001000", "stage2-000005", "stage2-000010"]
-    found = folder.newest_checkpoint()
+        folder.checkpoints.save(stage, progress(step), Checkpoints(keep=3))
+    assert [path.name for path in folder.checkpoints.all()] == ["stage1-001000", "stage2-000005", "stage2-000010"]
+    found = folder.checkpoints.newest()
     assert found
     stage, newest = found
     assert (stage, newest.step, newest.numbers) == (2, 10, {"numbers": 1})
@@ -41,16 +41,16 @@ def test_checkpoints_are_kept_to_the_limit_in_the_order_they_were_made(tmp_path:
 def test_the_millionth_step_comes_after_all_before_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for stage, step in [(1, 999_999), (1, 1_000_000), (2, 5)]:
-        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=3))
-    assert [path.name for path in folder.checkpoints()] == ["stage1-999999", "stage1-1000000", "stage2-000005"]
+        folder.checkpoints.save(stage, progress(step), Checkpoints(keep=3))
+    assert [path.name for path in folder.checkpoints.all()] == ["stage1-999999", "stage1-1000000", "stage2-000005"]
 
 
 def test_checkpoints_that_were_asked_for_stay(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for stage, step in [(1, 4), (1, 5), (1, 8), (2, 4), (2, 5), (2, 8), (2, 12)]:
-        folder.save_checkpoint(stage, progress(step), Checkpoints(keep=1, at=(5,)))
-    assert [path.name for path in folder.checkpoints()] == ["stage1-000005", "stage2-000005", "stage2-000012"]
-    found = folder.newest_checkpoint()
+        folder.checkpoints.save(stage, progress(step), Checkpoints(keep=1, at=(5,)))
+    assert [path.name for path in folder.checkpoints.all()] == ["stage1-000005", "stage2-000005", "stage2-000012"]
+    found = folder.checkpoints.newest()
     assert found and found[1].step == 12
 
 
@@ -64,18 +64,18 @@ def test_the_best_one_up_to_each_that_stays_is_kept_or_its_weights(tmp_path: Pat
 
     for stage, step in [(1, 4), (2, 4), (2, 8), (2, 12), (2, 16), (2, 20), (2, 24)]:
         saved = replace(progress(step), averaged=averaged) if step == 4 else progress(step)
-        folder.save_checkpoint(stage, saved, Checkpoints(keep=2), best)
+        folder.checkpoints.save(stage, saved, Checkpoints(keep=2), best)
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         if step == 20:
             assert names == ["best-stage2-000004", "stage2-000016", "stage2-000020"]
             assert not (tmp_path / "checkpoints" / "best-stage2-000004" / "trained.safetensors").exists()
-            kept = folder.weights_at(2, 4)
+            kept = folder.checkpoints.weights_at(2, 4)
             assert kept and torch.equal(kept["rows"], averaged["rows"])
     assert names == ["best-stage2-000016", "stage2-000020", "stage2-000024"]
-    kept = folder.weights_at(2, 16)
+    kept = folder.checkpoints.weights_at(2, 16)
     assert kept and torch.equal(kept["rows"], torch.full((4,), 16.0))
-    assert folder.weights_at(2, 4) is None
-    found = folder.newest_checkpoint()
+    assert folder.checkpoints.weights_at(2, 4) is None
+    found = folder.checkpoints.newest()
     assert found and found[1].step == 24
 
 
@@ -93,11 +93,11 @@ def test_going_back_forgets_what_was_drawn_and_measured_after(tmp_path: Path) ->
 
 def test_an_average_is_kept_with_what_it_is_of(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_checkpoint(2, replace(progress(3), averaged={"rows": torch.full((4,), 2.5)}), Checkpoints())
-    found = folder.newest_checkpoint()
+    folder.checkpoints.save(2, replace(progress(3), averaged={"rows": torch.full((4,), 2.5)}), Checkpoints())
+    found = folder.checkpoints.newest()
     assert found and torch.equal(found[1].averaged["rows"], torch.full((4,), 2.5))
-    folder.save_checkpoint(2, progress(4), Checkpoints())
-    found = folder.newest_checkpoint()
+    folder.checkpoints.save(2, progress(4), Checkpoints())
+    found = folder.checkpoints.newest()
     assert found and found[1].averaged == {}
 
 
@@ -144,12 +144,12 @@ from twostage.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 def progress(step, size):
     return Progress(step, {"rows": torch.full((size,), float(step))}, {"0.exp_avg": torch.ones(size)}, {})
-folder.save_checkpoint(1, progress(1, 1000), Checkpoints(keep=2))
+folder.checkpoints.save(1, progress(1, 1000), Checkpoints(keep=2))
 try:
-    folder.save_checkpoint(1, progress(2, 1_000_000), Checkpoints(keep=2))
+    folder.checkpoints.save(1, progress(2, 1_000_000), Checkpoints(keep=2))
 except UserError as error:
     print(error)
-print(folder.newest_checkpoint()[1].step, sorted(p.name for p in folder.path.rglob("*") if p.is_dir()))
+print(folder.checkpoints.newest()[1].step, sorted(p.name for p in folder.path.rglob("*") if p.is_dir()))
 """
 
 
@@ -188,7 +188,7 @@ def test_a_run_with_broken_files_is_told_in_one_line(tmp_path: Path) -> None:
 def test_when_a_run_is_done_only_checkpoints_that_were_asked_for_stay(tmp_path: Path) -> None:
     folder, options = RunFolder(tmp_path), Checkpoints(keep=1, at=(5,))
     for step in (4, 5, 8):
-        folder.save_checkpoint(2, progress(step), options, best=lambda place: (2, 4))
+        folder.checkpoints.save(2, progress(step), options, best=lambda place: (2, 4))
     assert (tmp_path / "checkpoints" / "best-stage2-000004").is_dir()
-    folder.drop_checkpoints(options)
+    folder.checkpoints.drop(options)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stage2-000005"]

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from twostage.errors import UserError
+from twostage.writing import whole_file
 
+_REMEDY = "make room, or set TWOSTAGE_CACHE to another folder. What the cache holds already stays usable"
 _NAME = re.compile("[0-9a-f]{32}")  # Of a shelf.
 
 
@@ -68,19 +69,8 @@ class Shelf:
         self._write(self.file(key), data)
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".writing-{secrets.token_hex(4)}-{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; make room, or set TWOSTAGE_CACHE to another folder. What the "
-                "cache holds already stays usable"
-            ) from error
+        with whole_file(path, len(data), lasting=False, remedy=_REMEDY) as temporary:
+            temporary.write_bytes(data)
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ class MemoryWatch:
     def _broken_off(self, loop: StageLoop, save: Callable[[StageLoop], None]) -> OutOfMemory:
         loop.forget_gradients()
         give_back()
-        if loop.whole and loop.step and self._folder.newest_place() != (loop.stage, loop.step):
+        if loop.whole and loop.step and self._folder.checkpoints.newest_place() != (loop.stage, loop.step):
             with suppress(OutOfMemory):  # To write it takes memory too.
                 save(loop)
-        newest = self._folder.newest_place()
+        newest = self._folder.checkpoints.newest_place()
         kept = newest[1] if newest and newest[0] == loop.stage else 0
         message = f"out of memory in stage {loop.stage} after step {loop.step}{self._way_out}"
         return OutOfMemory(message, f"stage{loop.stage}", loop.stage, loop.step, kept)

@@ -13,10 +13,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
+from twostage.checkpoints import checkpoint_name
 from twostage.families import Base
 from twostage.pocket import LICENSE as POCKET_LICENSE
 from twostage.recipe import Recipe, Section
-from twostage.run_folder import RunFolder, checkpoint_name
+from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
 from twostage.writing import whole_file
 

@@ -8,8 +8,7 @@ selection.jsonl  one line per checkpoint that was measured: stage, step, its fig
 embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
 unet/            the tuned U-Net, as diffusers' from_pretrained reads it
 adapter/         or unet/ and text_encoder/ in it: adapters, as PEFT's from_pretrained reads them
-checkpoints/     stage1-000200/ ...: trained.safetensors, optimizer.safetensors, state.json; averaged.safetensors;
-                 best-stage2-000400/: the weights of the best one, when the rest of it had to go
+checkpoints/     stage1-000200/ ...; see `checkpoints`
 samples/         the same prompts and seeds at each checkpoint
 """
 
@@ -24,22 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from twostage.checkpoints import CheckpointFolder, Place, place_of
 from twostage.errors import UserError
 from twostage.lock import Lock
 from twostage.memory.ladder import changed_recipe
-from twostage.method.loop import Progress, Step
+from twostage.method.loop import Step
 from twostage.method.sampling import grid
-from twostage.recipe import Checkpoints, Recipe
+from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.subject.tokens import embedding_file_name, save_embedding
 from twostage.writing import UNFINISHED, whole_file, whole_folder, writing
-
-# A stage and a step of it; they are compared as they come in a run.
-Place = tuple[int, int]
 
 
 class RunFolder:
@@ -47,11 +42,13 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        checkpoints: in it.
         facts: what run.json holds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints")
         self.facts: dict[str, Any] = {}
         self._made = False
         self._lock = Lock(path, f"the run in {path}")
@@ -166,96 +163,6 @@ class RunFolder:
         self.facts.update(facts)
         self._write_text("run.json", json.dumps(self.facts, indent=2) + "\n")
 
-    # Checkpoints
-
-    def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        found = self.path.glob("checkpoints/stage*-*")
-        # A millionth step has a seventh digit.
-        return sorted(found, key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
-
-    def save_checkpoint(
-        self, stage: int, progress: Progress, options: Checkpoints, best: Callable[[Place], Place | None] | None = None
-    ) -> Path:
-        """Write a checkpoint and drop all but the newest, and those that were asked for.
-
-        Args:
-            stage: that it is of.
-            progress: what is written.
-            options: how many stay.
-            best: says which checkpoint did best up to another, if any. For each of those that stay, and that an
-                interrupted run can go on from, it is kept too, or its weights.
-        """
-        final = self.path / "checkpoints" / checkpoint_name(stage, progress.step)
-
-        def write(folder: Path) -> None:
-            save_file(_in_rows(progress.trained), folder / "trained.safetensors")
-            save_file(_in_rows(progress.optimizer), folder / "optimizer.safetensors")
-            if progress.averaged:
-                save_file(_in_rows(progress.averaged), folder / "averaged.safetensors")
-            state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-        self._write_folder(final, write)
-        passing = [path for path in self.checkpoints() if _place(path)[1] not in options.at]
-        old = passing[: -options.keep]
-        wanted = {best(_place(path)) for path in self.checkpoints() if path not in old} if best else set()
-        for path in old:
-            if _place(path) in wanted:
-                self._reduce_to_weights(path)
-            else:
-                shutil.rmtree(path)
-        for path in self.path.glob("checkpoints/best-*"):
-            if _place(path) not in wanted:
-                shutil.rmtree(path)
-        return final
-
-    def drop_checkpoints(self, options: Checkpoints) -> None:
-        """Remove those of a finished run that were not asked for."""
-        for path in self.path.glob("checkpoints/*stage*-*"):
-            if _place(path)[1] not in options.at:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _reduce_to_weights(self, checkpoint: Path) -> None:
-        """Leave of a checkpoint what drew its samples; a kill half way leaves that too."""
-        (checkpoint / "optimizer.safetensors").unlink(missing_ok=True)
-        if (checkpoint / "averaged.safetensors").is_file():
-            (checkpoint / "trained.safetensors").unlink(missing_ok=True)
-        marked = checkpoint.with_name(f"best-{checkpoint.name}")
-        shutil.rmtree(marked, ignore_errors=True)
-        os.replace(checkpoint, marked)
-
-    def weights_at(self, stage: int, step: int) -> dict[str, Tensor] | None:
-        """What had been trained when a checkpoint's samples were drawn, by name; None where it is gone or damaged."""
-        name = checkpoint_name(stage, step)
-        for folder in (self.path / "checkpoints" / name, self.path / "checkpoints" / f"best-{name}"):
-            files = [folder / "averaged.safetensors", folder / "trained.safetensors"]
-            if there := [file for file in files if file.is_file()]:
-                try:
-                    return load_file(there[0])
-                except (OSError, SafetensorError):
-                    return None
-        return None
-
-    def newest_place(self) -> Place | None:
-        """Stage and step of the newest checkpoint, read or not."""
-        found = self.checkpoints()
-        return _place(found[-1]) if found else None
-
-    def newest_checkpoint(self) -> tuple[int, Progress] | None:
-        """Stage and progress of the newest checkpoint that can be read; None where there is none."""
-        for folder in reversed(self.checkpoints()):
-            try:
-                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                trained = load_file(folder / "trained.safetensors")
-                optimizer = load_file(folder / "optimizer.safetensors")
-                average = folder / "averaged.safetensors"
-                averaged = load_file(average) if average.is_file() else {}
-                return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"], averaged)
-            except (OSError, ValueError, KeyError, SafetensorError):
-                continue  # Damaged after it was written: the one before it is the newest.
-        return None
-
     # Results
 
     def save_model(self, name: str, save: Callable[[Path], None]) -> None:
@@ -299,7 +206,7 @@ class RunFolder:
         for left in self.path.rglob(UNFINISHED + "*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         for drawn in self.path.glob("samples/stage*-*"):
-            if _place(drawn) > (stage, step):
+            if place_of(drawn) > (stage, step):
                 shutil.rmtree(drawn) if drawn.is_dir() else drawn.unlink()
         for name in ("metrics.jsonl", "selection.jsonl"):
             if self._file(name).is_file():
@@ -320,28 +227,12 @@ class RunFolder:
         return self.path / name
 
     def _write_text(self, name: str, text: str) -> None:
-        with whole_file(self._file(name)) as temporary:
+        with whole_file(self._file(name), len(text.encode())) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def _write_folder(self, final: Path, write: Callable[[Path], None]) -> None:
         with whole_folder(final) as temporary:
             write(temporary)
-
-
-def checkpoint_name(stage: int, step: int) -> str:
-    """Of a checkpoint's folder, and of the samples that were drawn with it."""
-    return f"stage{stage}-{step:06d}"
-
-
-def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: those in another order in memory are copied, beside a GPU."""
-    return {name: tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _place(path: Path) -> Place:
-    """Of a checkpoint's folder or samples, whatever stands before the name or behind it."""
-    stage, step = path.stem.split("-")[-2:]
-    return int(stage.removeprefix("stage")), int(step)
 
 
 def _sample_name(row: int, column: int) -> str:

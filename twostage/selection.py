@@ -13,13 +13,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from twostage.checkpoints import checkpoint_name
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluation.checkpoints import FILE, Measured, Measurer, copies, ranked, read_measured
 from twostage.evaluation.encoders import Encoders, load_encoders
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Select
-from twostage.run_folder import RunFolder, checkpoint_name
+from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo, open_photo
 
 
@@ -109,7 +110,7 @@ class Selection:
         if stage != self._stage or self._recipe.select.keep != "best":
             return last, None
         for found in ranked(read_measured(self._folder.path), stage, (stage, last)):
-            weights = None if found.step == last else self._folder.weights_at(stage, found.step)
+            weights = None if found.step == last else self._folder.checkpoints.weights_at(stage, found.step)
             if found.step == last or weights is not None:
                 self._chosen = found
                 return found.step, weights

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from twostage.checkpoints import checkpoint_name
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base
@@ -27,7 +28,7 @@ from twostage.method.selfcheck import PATIENCE, SelfCheck
 from twostage.processes import start_accelerator
 from twostage.recipe import Recipe
 from twostage.recipe_file import differences
-from twostage.run_folder import RunFolder, checkpoint_name
+from twostage.run_folder import RunFolder
 from twostage.selection import Selection
 from twostage.subject.photos import Photo
 from twostage.tracking import Tracking, check_installed
@@ -147,7 +148,7 @@ class Session:
                 self.display.say(f"note: the held-out photo {photo.path} leaks: the token was learned from it")
         if self._resumes:
             self._check_identity(identity)
-            found = self.folder.newest_checkpoint()
+            found = self.folder.checkpoints.newest()
             if found:
                 self.reached_stage, self._progress = found
                 step = self._progress.step
@@ -286,7 +287,7 @@ class Session:
             return
         with self.phase("save"):
             best = self.selection.best if self.selection else None
-            self.folder.save_checkpoint(loop.stage, loop.progress(), self.recipe.checkpoints, best)
+            self.folder.checkpoints.save(loop.stage, loop.progress(), self.recipe.checkpoints, best)
             self._save_facts()
 
     def _look(self, loop: StageLoop, steps: int, draw_samples: DrawSamples) -> bool:
@@ -305,7 +306,7 @@ class Session:
             step, weights = self.selection.choose(loop.stage, loop.step) if self.is_main else (0, None)
             step = self._sum(step)  # The main process decides for all.
             if step != loop.step:
-                weights = weights or self.folder.weights_at(loop.stage, step)
+                weights = weights or self.folder.checkpoints.weights_at(loop.stage, step)
                 assert weights is not None, "the main process has read them"
                 loop.put(weights)
 

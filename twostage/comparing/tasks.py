@@ -131,7 +131,7 @@ class Evaluate:
         notes = Notes()
         with self.place.folder(self.name, EVALUATION) as folder:
             evaluate(folder, self._own_options(notes), display=notes)
-            RunFolder(folder).drop_checkpoints(self.recipe.checkpoints)
+            RunFolder(folder).checkpoints.drop(self.recipe.checkpoints)
         return {"notes": notes.said}
 
     def _own_options(self, notes: Notes) -> Evaluation:
