@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from twostage import recipe_errors
-from twostage.errors import UserError
+from twostage.errors import UserError, printable
 from twostage.recipe import Recipe, Section, Stage, short_names
 
 STAGES = ("stage1", "stage2")
@@ -137,13 +137,17 @@ def _toml(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, default=str)  # As `_validate` will. TOML limits no number's digits and no name's dots.
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file in UTF-8 (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise UserError(f"{path} is not a recipe: its tables or lists lie too deep in each other") from error
+    except ValueError as error:  # Of TOML itself, or of a number with thousands of digits.
         raise UserError(f"{path} is not valid TOML: {error}") from error
+    return content
 
 
 class _Layers:
@@ -239,7 +243,7 @@ class _Layers:
         except ValidationError as error:
             self.wrong += [line for _, line in recipe_errors.mistakes(error, self.origins, self.file)]
         if self.wrong:
-            raise UserError("\n".join(dict.fromkeys(self.wrong)))
+            raise UserError("\n".join(dict.fromkeys(map(printable, self.wrong))))
         return recipe
 
     def _validate(self) -> Recipe:

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from twostage.errors import printable
+
 MAX_MEGAPIXELS = 100
 # Page descriptions, videos and scientific grids that PIL registers beside pictures: some run another program to open.
 _NOT_PHOTOS = {"EPS", "WMF", "PDF", "MPEG", "HDF5", "GRIB", "BUFR"}
@@ -156,11 +158,6 @@ def pad(image: Image.Image, background: str) -> Image.Image:
 def reason_of(error: Exception) -> str:
     """What the system says of an error, in small letters and printable."""
     return printable(getattr(error, "strerror", None) or error).lower()
-
-
-def printable(value: object) -> str:
-    """One line that any terminal takes: a file name may hold line breaks and bytes that are no text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def _readable_suffixes() -> set[str]:
