@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+from safetensors import SafetensorError
 from torch import Tensor
 
 from twostage import run as verbs
@@ -28,6 +29,7 @@ from twostage.subject.held_out import find_held_out, leaks
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.pictures import printable
 from twostage.subject.tokens import load_embedding
+from twostage.weights import PICKLES, conversion
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -138,7 +140,8 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
     if lora is not None and not lora.is_file():
         raise UserError(f"there is no LoRA file {lora}; give a .safetensors file")
     if lora is not None and lora.suffix != ".safetensors":
-        raise UserError(f"LoRA {lora}: only .safetensors files are read; convert it first")
+        how = conversion(lora) if lora.suffix in PICKLES else "convert it first"
+        raise UserError(f"LoRA {lora}: only .safetensors files are read; {how}")
     tuned = load_base(foreign.pipeline)
     named, rows = load_embedding(embedding) if embedding else ("", None)
     token = foreign.token.strip() or ("" if named == _NAMELESS else named)
@@ -205,8 +208,8 @@ def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
         with quiet():
             # It logs as an error, over many lines, what it then raises.
             diffusers.utils.logging.set_verbosity(logging.CRITICAL)
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+    except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"LoRA {file} does not fit the pipeline: {reason}; give the base it was trained on") from error
 

@@ -10,8 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+from transformers.utils import cached_file
+
+from twostage.weights import PICKLES, check_folder, conversion
 
 BATCH = 64
+# What is read of a model beside its weights and vocabulary.
+_SETTINGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "model.safetensors.index.json",
+)
 
 
 def pixel_batches(processor: Any, images: Sequence[Image.Image], device: Any) -> Iterator[Tensor]:
@@ -35,11 +47,14 @@ class ViTEmbedder:
         made_up: names of tensors that the weights lack: the pooler's, which nothing here reads.
 
     Raises:
-        ValueError: the weights lack others, or it is no ViT.
+        ValueError: the weights lack others, or it is no ViT, or its settings name code; see `weights.check_folder`.
     """
 
     def __init__(self, source: str | Path, device: str = "cpu", *, local_files_only: bool = False) -> None:
-        self.processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
+        _check(source, local_files_only)
+        self.processor = AutoImageProcessor.from_pretrained(
+            source, local_files_only=local_files_only, trust_remote_code=False
+        )
         self.model, self.made_up = _load(AutoModel, source, local_files_only)
         if self.model.main_input_name != "pixel_values" or not hasattr(self.model.config, "patch_size"):
             raise ValueError(f"{type(self.model).__name__} is no ViT")
@@ -84,8 +99,13 @@ class CLIPEmbedder:
     """
 
     def __init__(self, source: str | Path, device: str = "cpu", *, local_files_only: bool = False) -> None:
-        self.processor = AutoImageProcessor.from_pretrained(source, local_files_only=local_files_only)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        _check(source, local_files_only)
+        self.processor = AutoImageProcessor.from_pretrained(
+            source, local_files_only=local_files_only, trust_remote_code=False
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=local_files_only, trust_remote_code=False
+        )
         self.model, self.made_up = _load(CLIPModel, source, local_files_only)
         self.model.to(device).eval()
 
@@ -101,9 +121,40 @@ class CLIPEmbedder:
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(N, D) float32 on the CPU, of length 1."""
-        ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
-        return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+        parts = []
+        for start in range(0, len(prompts), BATCH):
+            some = list(prompts[start : start + BATCH])
+            ids = self.tokenizer(some, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
+            parts.append(torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1).cpu())
+        return torch.cat(parts)
+
+
+def _check(source: str | Path, local_files_only: bool) -> None:
+    """Look at a model's settings before the libraries do; of a hub id, at what they say there.
+
+    Raises:
+        UserError: they name code, another model or a file elsewhere.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        found = [
+            cached_file(
+                str(source),
+                name,
+                local_files_only=local_files_only,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            for name in _SETTINGS
+        ]
+        folder = next((Path(path).parent for path in found if path), folder)
+    if not folder.is_dir():
+        return
+    check_folder(folder, code=True)
+    pickled = next((path for path in sorted(folder.iterdir()) if path.suffix in PICKLES), None)
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{pickled.name}: {conversion(pickled, 'model.safetensors')}")
 
 
 def _load(kind: Any, source: str | Path, local_files_only: bool) -> tuple[Any, frozenset[str]]:
@@ -111,6 +162,7 @@ def _load(kind: Any, source: str | Path, local_files_only: bool) -> tuple[Any, f
         source,
         dtype=torch.float32,
         use_safetensors=True,
+        trust_remote_code=False,
         local_files_only=local_files_only,
         output_loading_info=True,
     )

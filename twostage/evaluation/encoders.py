@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from twostage.cache import Shelf
 from twostage.errors import UserError
-from twostage.evaluation.embedders import CLIPEmbedder, ViTEmbedder
+from twostage.evaluation.embedders import BATCH, CLIPEmbedder, ViTEmbedder
 from twostage.pocket import PocketModel, pocket_folder
 from twostage.quiet import quiet
+from twostage.weights import refuse_archive
 
 DEFAULTS = {
     "dino": "facebook/dino-vits16",
@@ -33,6 +34,8 @@ _POCKET: dict[str, PocketModel] = {"dino": "vit", "clip": "clip"}
 # Seconds until the hub counts as out of reach.
 _PATIENCE = 10
 _DIGEST = hashlib.sha256().digest_size
+# Of pictures in memory at once: 64 of 512x512.
+_PIXELS = 2**24
 
 Embedder = ViTEmbedder | CLIPEmbedder
 
@@ -74,6 +77,9 @@ class Encoder:
         Raises:
             UserError: the cache cannot be written.
         """
+        return torch.cat([self._together(some) for some in _some(images)])
+
+    def _together(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [_key(image) for image in images]
         known = {key: _read(self._shelf.file(key)) for key in dict.fromkeys(keys)}
         unknown = {key: image for key, image in zip(keys, images, strict=True) if known[key] is None}
@@ -162,6 +168,7 @@ def _find(role: str, source: str, device: str, asked_for: bool) -> Embedder | st
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):
         return _load(role, folder, device)
+    refuse_archive(folder, "the folder in it")
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or os.path.exists(folder):
         raise UserError(f"--encoder {role}={source}: is no folder here; give that of a transformers model, or a hub id")
     try:
@@ -197,7 +204,7 @@ def _load(role: str, source: str | Path, device: str, local_files_only: bool = F
             return kind(source, device, local_files_only=local_files_only)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             # The libraries have no common class for "this file is not what I expected".
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"cannot load the {role} encoder {source}: {reason}; get it anew, with safetensors weights, or name "
                 f"another with --encoder {role}=FOLDER"
@@ -215,6 +222,18 @@ def _fingerprint(embedder: Embedder) -> str:
             digest.update(f"\0{name}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _some(images: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
+    """All of them, as many at a time as the encoder sees at once; fewer where they are large."""
+    some: list[Image.Image] = []
+    for image in images:
+        some.append(image)
+        if len(some) == BATCH or sum(one.width * one.height for one in some) >= _PIXELS:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _key(image: Image.Image) -> str:

@@ -16,8 +16,11 @@ class Judge:
     """Reads class, colour, context and style off a picture; accuracy is the share it reads as asked for."""
 
     def __init__(self, source: str | Path, device: str = "cpu") -> None:
-        self.processor = AutoImageProcessor.from_pretrained(source)
-        self.model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32).to(device).eval()
+        self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForImageClassification.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        self.model = model.to(device).eval()
         self.groups: dict[str, list[str]] = {}
         for index in sorted(self.model.config.id2label):
             group, name = self.model.config.id2label[index].split(": ", 1)

@@ -29,6 +29,7 @@ from twostage.families import load_base
 from twostage.quiet import quiet
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.subject.tokens import embedding_file_name, save_embedding
+from twostage.weights import PICKLES, refuse_archive
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -81,8 +82,11 @@ def unpack(file: Path) -> Path:
     """Make a run folder of a delta, in a temporary place that is removed when the program ends.
 
     Raises:
-        UserError: it is no delta, or one of another base.
+        UserError: it is no delta, or one of another base, or has parts that no run has.
     """
+    refuse_archive(file, "the run folder in it")
+    if file.suffix in PICKLES:
+        raise UserError(f"{file} is a pickle, and a delta is a safetensors file: `twostage export` makes one")
     facts, tensors = _read(file)
     folder = Path(tempfile.mkdtemp(prefix="twostage-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -117,6 +121,8 @@ def _unpack(file: Path, facts: dict[str, Any], tensors: dict[str, Tensor], folde
         net = getattr(base, component)
         state = net.state_dict()
         for name, value in _part(tensors, component).items():
+            if name not in state or state[name].shape != value.shape:
+                raise UserError(f"{file} changes {component}.{name} {tuple(value.shape)}, which its base has not so")
             state[name] = state[name] + value.float() if facts["differences"] else value
         net.load_state_dict(state)
         with quiet():
@@ -137,11 +143,31 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})[_METADATA])
+        _check(file, facts)
         return facts, load_file(file)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file} is no delta of a run ({type(error).__name__}); `twostage export RUN --to delta` makes one"
         ) from error
+
+
+def _check(file: Path, facts: Any) -> None:
+    """Make sure of the shape of a file's facts, and that the names it gives to folders are a run's.
+
+    Raises:
+        TypeError, KeyError: they are of another shape.
+        UserError: a name is none of a run's, and may lead anywhere.
+    """
+    texts = (facts["recipe"], facts["base"]["name"], facts["base"]["sha256"])
+    if not all(isinstance(text, str) for text in texts) or not isinstance(facts["adapters"], dict):
+        raise TypeError("its facts are of another kind")
+    for name in (*facts["adapters"], *facts["whole"]):
+        if name not in _COMPONENTS:
+            raise UserError(
+                f"{file} has a part {name!r}, and a run has {' and '.join(_COMPONENTS)}; it is not unpacked"
+            )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ A family is a module of this folder, found by its file name, that defines
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pkgutil
 from collections.abc import Iterable
@@ -35,7 +34,10 @@ from twostage.errors import UserError
 from twostage.lack import lacks_memory
 from twostage.pocket import pocket_folder
 from twostage.quiet import quiet
+from twostage.weights import PICKLES, check_folder, pipeline_conversion, read_json, refuse_archive
 
+# Libraries that a pipeline's parts come from; the last is diffusers' own name for a module of it.
+_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 # Side of the largest tile that a VAE works on, in pixels.
 _TILE = 512
 
@@ -77,6 +79,7 @@ class Base:
 
     def outline(self, name: str) -> Any:
         """A component's modules, on the meta device: names and shapes before anything large is loaded."""
+        check_folder(self.folder / name)
         with quiet():
             return self.family.outline(self.folder, name)
 
@@ -142,17 +145,20 @@ def load_base(base: str) -> Base:
 
     Raises:
         UserError: no such folder or repository, no pipeline in it, one of a family that is not known, a missing
-            component, or a broken weights file.
+            component, a broken weights file or a pickle, or one that names code or files elsewhere.
     """
     folder = _find_folder(base)
     family = _family_of(folder, base)
     for name in family.COMPONENTS:
         if not (folder / name).is_dir():
             raise UserError(f"base {base!r} has no {name}/ in {folder}; a {family.PIPELINE} needs it, get it anew")
+        check_folder(folder / name)
     for name in family.MODELS:
         weights = [path for path in (folder / name).glob("*.safetensors") if not _is_variant(path)]
         if not weights:
-            raise UserError(f"base {base!r} has no safetensors weights in {folder / name}; other kinds are never read")
+            pickled = [path for path in (folder / name).iterdir() if path.suffix in PICKLES]
+            why = pipeline_conversion(folder) if pickled else "other kinds are never read"
+            raise UserError(f"base {base!r} has no safetensors weights in {folder / name}; {why}")
         for path in weights:
             _check_weights(path)
     resolution, reduction = family.resolution(folder)
@@ -163,8 +169,10 @@ def load_part(family: ModuleType, folder: Path, name: str) -> Any:
     """Read one component from its folder inside `folder`, a base or a run.
 
     Raises:
-        UserError: its files are missing, broken or not what the family expects.
+        UserError: its files are missing, broken or not what the family expects, or name code or files elsewhere.
     """
+    if os.path.isdir(folder / name):
+        check_folder(folder / name)
     with quiet():
         try:
             return family.load(folder, name)
@@ -191,6 +199,9 @@ def _find_folder(base: str) -> Path:
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
+        refuse_archive(path, "the folder in it")
+        if Path(path).suffix in PICKLES:
+            raise UserError(f"base {base!r} is a pickle: {pipeline_conversion(Path(path))}")
         raise UserError(f"base {base!r} is a file; give the folder of a diffusers pipeline, a hub id, or 'pocket'")
     if base.count("/") != 1 or base.startswith((".", "/", "~")):
         raise UserError(f"base {base!r} is no folder here; give that of a diffusers pipeline, a hub id, or 'pocket'")
@@ -214,13 +225,28 @@ def _family_of(folder: Path, base: str) -> ModuleType:
     if not index.is_file():
         raise UserError(f"base {base!r} is no diffusers pipeline: there is no {index}")
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        parts = read_json(index)
+        name = parts["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"base {base!r}: {index} names no pipeline class ({error}); get the base anew") from error
     families = known_families()
     if not isinstance(name, str) or name not in families:
         raise UserError(f"base {base!r} is a {name}, which is not known; known are: {', '.join(sorted(families))}")
+    _refuse_code(parts, index)
     return families[name]
+
+
+def _refuse_code(parts: dict[str, Any], index: Path) -> None:
+    """Beside their own classes, libraries would take those of files that lie there."""
+    for part, origin in parts.items():
+        known = [None, None] if part.startswith("_") or not isinstance(origin, list) else origin
+        wrong = len(known) != 2 or known[0] not in _LIBRARIES
+        # It alone is made by the name that stands there; the others are made by the family.
+        if wrong or part == "scheduler" and not (known[0] == "diffusers" and str(known[1]).endswith("Scheduler")):
+            raise UserError(
+                f"{index} has {part} = {str(origin)[:80]}, which is no part of diffusers or transformers, and no code "
+                "that comes with weights is run; use a base without"
+            )
 
 
 def _files(folder: Path, components: Iterable[str]) -> list[Path]:

@@ -45,6 +45,7 @@ from twostage.errors import UserError
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
 from twostage.recipe import Adapter
+from twostage.weights import PICKLES, conversion, read_json
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 # What the names of `adapter.target_modules` stand for, beside the modules' own names and patterns.
@@ -54,6 +55,11 @@ PRESETS = {
     "all": ("down_blocks.*", "mid_block.*", "up_blocks.*"),
 }
 _TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KINDS = {"LORA": LoraConfig, "LOHA": LoHaConfig, "LOKR": LoKrConfig, "OFT": OFTConfig, "BOFT": BOFTConfig}
+# Of a saved adapter's description, what tells one from another.
+_OURS = {"peft_type", "peft_version", "base_model_name_or_path", "target_modules"}
 
 # PEFT's OFT answers wrongly on a larger convolution (it adds up overlapping patches), and a rotation of one has
 # (inputs * 9)^2 entries: half a gigabyte in each of Stable Diffusion's inner ones.
@@ -197,7 +203,7 @@ def save_adapter(net: Any, folder: Path, base: str) -> None:
     config.save_pretrained(folder)
     tensors = get_peft_model_state_dict(net, save_embedding_layers=False)  # "auto" would ask the hub.
     prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(prefixed, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def merge_adapter(net: Any, folder: Path, strength: float = 1.0) -> Any:
@@ -227,16 +233,35 @@ def merge_adapter(net: Any, folder: Path, strength: float = 1.0) -> Any:
 
 
 def _read(net: nn.Module, folder: Path) -> PeftModel:
+    for pickled in folder.glob("adapter_model*") if not (folder / _WEIGHTS).exists() else ():
+        if pickled.suffix in PICKLES:
+            raise UserError(f"cannot load the adapter in {folder}: {conversion(pickled)}")
     try:
         # Where a file is missing here, PEFT would look for it on the hub.
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            (folder / name).stat()
+        _refuse_foreign(read_json(folder / _CONFIG))
+        (folder / _WEIGHTS).stat()
         with _no_compiler(), quiet():
             return PeftModel.from_pretrained(net, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         # The library has no common class for "this file is not what I expected".
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load the adapter in {folder}: {reason}; train it anew") from error
+
+
+def _refuse_foreign(config: Any) -> None:
+    """Raise a ValueError where a description asks of PEFT what no adapter of ours does: to import a module, or to
+    begin with other weights of the base. Numbers and truth values are harmless, and versions differ in theirs."""
+    kind = _KINDS.get(str(config.get("peft_type"))) if isinstance(config, dict) else None
+    if kind is None:
+        raise ValueError(f"{_CONFIG} describes none of {', '.join(_KINDS)}")
+    usual = kind().to_dict()
+    for name, value in config.items():
+        harmless = value is None or isinstance(value, bool | int | float)
+        if name in usual and name not in _OURS and value != usual[name] and not harmless:
+            raise ValueError(f"{_CONFIG} has {name} = {str(value)[:80]!r}, which no adapter of twostage has")
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"{_CONFIG} has target_modules that are no list of names")
 
 
 def _block_size(rank: int, modules: list[Any]) -> int:

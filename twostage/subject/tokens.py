@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from twostage.errors import UserError
 from twostage.recipe import Token
+from twostage.weights import PICKLES, conversion
+from twostage.writing import whole_file
 
 
 @dataclass(frozen=True)
@@ -224,24 +227,20 @@ def save_embedding(path: Path, placeholder: Placeholder | str, rows: Tensor) -> 
     assert rows.ndim == 2, rows.shape
     name = placeholder if isinstance(placeholder, str) else placeholder.name
     data = save({name: rows.detach().to("cpu").contiguous()}, metadata={"format": "pt"})
-    temporary = path.with_name(f".writing-{path.name}")  # A resumed run removes what is called so.
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space there or choose another folder") from None
+    with whole_file(path, len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def load_embedding(path: Path) -> tuple[str, Tensor]:
     """Read a token's name and its rows, (num_vectors, D), from a file of one tensor.
 
     Raises:
-        UserError: the file is missing, broken, or no embedding.
+        UserError: the file is missing, broken, a pickle, or no embedding.
     """
+    if path.suffix in PICKLES:
+        raise UserError(f"the embedding {path} is no safetensors file: {conversion(path)}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"the embedding {path} is no file; give the one that stage 1 wrote")
     try:
         tensors = load(path.read_bytes())
     except OSError as error:
