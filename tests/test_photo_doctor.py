@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.watching import noise_photo
+from tests.watching import Alive, noise_photo
+from twostage import photo_doctor
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.photo_doctor import SHEET, Checkup, check_photos
 from twostage.recipe import Data
 from twostage.subject.held_out import find_held_out, leaks
+from twostage.subject.measures import Measures, measure_photo
 from twostage.subject.photos import find_photos
 
 DATASET = Path(__file__).parents[2] / "shared" / "dreambooth" / "dataset"
@@ -108,6 +111,33 @@ def test_the_resolution_is_the_bases_unless_given(own: Path, tmp_path: Path, tin
 def test_a_large_photo_is_looked_at(own: Path, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((5000, 4000)).save(own / "huge.jpg")
     assert "huge.jpg" in checkup(own, tmp_path / "out").photos
+
+
+def test_of_many_photos_no_pictures_are_kept_and_the_sheet_shows_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_doctor, "_MOST_SHOWN", 6)
+    counters: list[Alive] = []
+
+    def counted(*asked: Any) -> Measures:
+        photo = measure_photo(*asked)
+        counters[-1].see(photo.whole, photo.seen)
+        return photo
+
+    monkeypatch.setattr(photo_doctor, "measure_photo", counted)
+    for count in (8, 16):
+        (folder := tmp_path / str(count)).mkdir()
+        for seed in range(count):
+            noise_photo(seed, (80, 80)).save(folder / f"{seed:02}.png")
+        Image.new("RGB", (80, 80)).save(folder / "zz-black.png")
+        counters.append(Alive())
+        found = checkup(folder, tmp_path / "out", resolution=64)
+        assert len(found.photos) == count + 1
+        (note,) = [finding for finding in found.findings if finding.kind == "sheet"]
+        assert note.says == f"the sheet shows 6 of {count + 1} photos"
+        with Image.open(found.sheet) as sheet:
+            assert sheet.height < 3 * 300  # One row of photos, and one of what training sees with what is said.
+    assert counters[0].most == counters[1].most < 16
 
 
 @pytest.mark.parametrize("what", ["gone", "empty", "broken", "file"])

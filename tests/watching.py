@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,18 @@ class Watcher(Display):
                 self._act()
 
         yield update
+
+
+class Alive:
+    """How many of the pictures it was shown have been in memory at once, at most."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._seen: list[weakref.ref[Image.Image]] = []
+
+    def see(self, *pictures: Image.Image) -> None:
+        self._seen = [one for one in self._seen if one()] + [weakref.ref(picture) for picture in pictures]
+        self.most = max(self.most, len(self._seen))
 
 
 def ctrl_c() -> None:

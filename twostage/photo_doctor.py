@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ from twostage.subject.pictures import Unusable, pad, printable
 SHEET = "photo-check.png"
 # Two to train on should be left.
 _FEWEST_TO_SPARE = 3
+# Photos on the sheet: a page that viewers open. Of more, pictures are not kept, and those shown are read again.
+_MOST_SHOWN = 120
 _COLUMNS, _SIDE, _LETTERS, _FRAME = 6, 192, 28, (230, 30, 60)
 
 
@@ -69,6 +71,9 @@ def check_photos(
 ) -> Checkup:
     """Look at photos as training will see them; files that cannot be used are findings too.
 
+    Of many photos, the sheet shows those that something is said about, the worst first, and others to fill it up. All
+    photos are compared with each other, which takes time by the square of their number, if little of it.
+
     Args:
         folder: of the photos, with captions and masks beside them.
         output: folder for the contact sheet `photo-check.png`; one of an earlier check is replaced.
@@ -87,33 +92,99 @@ def check_photos(
     found = load_base(base)
     side = resolution or found.resolution
     _check_output(output)
-    measured: list[Measures] = []
-    findings: list[Finding] = []
-    with (display or terminal_display()).progress("reading photos", len(files)) as update:
-        for done, path in enumerate(files, start=1):
-            try:
-                measured.append(measure_photo(path, folder, side, fit, found.reduction))
-            except Unusable as reason:
-                name = printable(os.path.relpath(path, folder))
-                findings.append(
-                    Finding("error", "unusable", (name,), str(reason), "training refuses the folder until then")
-                )
-            update(done)
-    if not measured or not findings:
-        findings += _refused(folder, usable=bool(measured))
-    findings += [finding for photo in measured for finding in look_at_photo(photo, fit)]
+
+    def measure(path: Path) -> Measures:
+        return measure_photo(path, folder, side, fit, found.reduction, files[path])
+
+    looked = _read_photos(list(files), folder, fit, measure, display or terminal_display())
+    measured, findings = looked.measured, looked.findings
     copies = find_copies(measured)
     findings += look_at_all(measured, copies)
-    distinct = [photo for photo in measured if photo.name not in {second for _, second in copies}]
+    seconds = {second for _, second in copies}
+    places = [place for place, photo in enumerate(measured) if photo.name not in seconds]
+    distinct = [measured[place] for place in places]
     held_out = None
     if len(distinct) >= _FEWEST_TO_SPARE:
-        embedded = _embedded([photo.seen for photo in distinct])
+        embedded = torch.stack([looked.embedded[place] for place in places])
         findings += look_at_likeness([photo.name for photo in distinct], embedded)
         held_out = _to_hold_out(distinct, embedded, findings)
+    shown = _to_show(measured, sorted_findings(findings), held_out)
+    if len(shown) < len(measured):
+        says = f"the sheet shows {len(shown)} of {len(measured)} photos"
+        advice = "those that something is said about first; put fewer into a folder to see each"
+        findings.append(Finding("note", "sheet", (), says, advice))
+        shown = _read_again(shown, measure)
     findings = sorted_findings(findings)
     path = output / SHEET
-    _write(_sheet(measured, findings, held_out, side), path)
+    _write(_sheet(shown, findings, held_out, side), path)
     return Checkup(folder, side, [photo.name for photo in measured], findings, held_out, path)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What is kept of photos that were read: of many, no pictures.
+
+    Attributes:
+        measured: those that can be used.
+        findings: of each by itself, and of those that cannot be used.
+        embedded: for each of `measured`, what encoders see in it, (D,) of length 1; none where they are too few.
+    """
+
+    measured: list[Measures]
+    findings: list[Finding]
+    embedded: list[Tensor]
+
+
+def _read_photos(
+    files: Sequence[Path], folder: Path, fit: Fit, measure: Callable[[Path], Measures], display: Display
+) -> _Looked:
+    """Look at one photo after the other."""
+    looked, said = _Looked([], [], []), []
+    embed = _encoders() if len(files) >= _FEWEST_TO_SPARE else None
+    with display.progress("reading photos", len(files)) as update:
+        for done, path in enumerate(files, start=1):
+            try:
+                photo = measure(path)
+            except Unusable as reason:
+                name = printable(os.path.relpath(path, folder))
+                looked.findings.append(
+                    Finding("error", "unusable", (name,), str(reason), "training refuses the folder until then")
+                )
+            else:
+                said += look_at_photo(photo, fit)
+                if embed:
+                    looked.embedded.append(embed(photo.seen))
+                looked.measured.append(photo if len(files) <= _MOST_SHOWN else _without_pictures(photo))
+            update(done)
+    if not looked.measured or not looked.findings:
+        looked.findings.extend(_refused(folder, usable=bool(looked.measured)))
+    looked.findings.extend(said)
+    return looked
+
+
+def _without_pictures(photo: Measures) -> Measures:
+    nothing = Image.new("RGB", (1, 1))
+    return replace(photo, whole=nothing, seen=nothing)
+
+
+def _read_again(photos: Sequence[Measures], measure: Callable[[Path], Measures]) -> list[Measures]:
+    """With their pictures; those that are gone or damaged by now without."""
+    read = []
+    for photo in photos:
+        try:
+            read.append(measure(photo.photo.path))
+        except Unusable:
+            read.append(photo)
+    return read
+
+
+def _to_show(photos: Sequence[Measures], findings: Sequence[Finding], held_out: Path | None) -> list[Measures]:
+    """Those on the sheet, in their order: all, or those of the worst findings, and some of the rest."""
+    by_name = {photo.name: photo for photo in photos}
+    first = [photo.name for photo in photos if photo.photo.path == held_out]
+    about = [name for finding in findings for name in finding.photos if name in by_name]
+    chosen = set(list(dict.fromkeys([*first, *about, *by_name]))[:_MOST_SHOWN])
+    return [photo for photo in photos if photo.name in chosen]
 
 
 def _to_hold_out(distinct: Sequence[Measures], embedded: Tensor, findings: Sequence[Finding]) -> Path | None:
@@ -141,12 +212,16 @@ def _refused(folder: Path, *, usable: bool) -> list[Finding]:
     return []
 
 
-def _embedded(pictures: Sequence[Image.Image]) -> Tensor:
-    """What the bundled ViT and CLIP see, side by side, (N, D) of length 1: together they tell more than either."""
+def _encoders() -> Callable[[Image.Image], Tensor]:
+    """What the bundled ViT and CLIP see, side by side, (D,) of length 1: together they tell more than either."""
     with quiet():
         encoders = ViTEmbedder(pocket_folder("vit")), CLIPEmbedder(pocket_folder("clip"))
-    squares = [pad(picture, "white") for picture in pictures]
-    return torch.cat([encoder.images(squares) for encoder in encoders], dim=1) / len(encoders) ** 0.5
+
+    def embed(picture: Image.Image) -> Tensor:
+        square = pad(picture, "white")
+        return torch.cat([encoder.images([square])[0] for encoder in encoders]) / len(encoders) ** 0.5
+
+    return embed
 
 
 def _sheet(photos: Sequence[Measures], findings: Sequence[Finding], held_out: Path | None, side: int) -> Image.Image:

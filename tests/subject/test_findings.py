@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from tests.watching import noise_photo
+from twostage.subject import findings
 from twostage.subject.findings import (
     Finding,
     find_copies,
@@ -164,6 +165,27 @@ def test_one_and_two_photos_are_few(tmp_path: Path) -> None:
     assert "none can be held out" in look_at_all(measured(tmp_path), {})[0].advice
     scene(1).save(tmp_path / "b.png")
     assert [finding.says for finding in look_at_all(measured(tmp_path), {})] == ["two photos"]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 128])
+def test_each_copy_is_of_the_first_original_however_many_are_compared_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(findings, "_TOGETHER", together)
+    for name, seed in (("a", 0), ("b", 1), ("d", 2)):
+        scene(seed).save(tmp_path / f"{name}.png")
+    ImageOps.mirror(scene(0)).save(tmp_path / "c.png")
+    scene(1).save(tmp_path / "e.jpg", quality=80)
+    (tmp_path / "f.png").write_bytes((tmp_path / "d.png").read_bytes())
+    found = {pair: str(copy) for pair, copy in find_copies(measured(tmp_path)).items()}
+    assert found == {("a.png", "c.png"): "mirrored", ("b.png", "e.jpg"): "unchanged", ("d.png", "f.png"): "unchanged"}
+
+
+def test_likeness_is_told_of_a_thousand_photos_as_of_four() -> None:
+    vectors = torch.nn.functional.normalize(torch.ones(1000, 4) + torch.eye(4).repeat(250, 1), dim=1)
+    vectors[7] = torch.nn.functional.normalize(torch.tensor([1.0, -1, 1, -1]), dim=0)
+    (finding,) = look_at_likeness([str(index) for index in range(1000)], vectors)
+    assert finding.photos == ("7",)
 
 
 def test_the_photo_unlike_the_rest_and_the_most_typical_by_hand() -> None:

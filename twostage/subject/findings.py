@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from twostage.subject.copies import Copy, find_copy
+from twostage.subject.copies import Copy, Likeness, alike, confirm
 from twostage.subject.measures import SHARPNESS_SIDE, Measures
 from twostage.subject.photos import Fit, some_of
 
@@ -32,6 +31,8 @@ _SAME_BORDER = 0.8
 # By the bundled encoders 3 sets of 24 have a photo beyond it; a stranger put among the photos of a set is beyond it in
 # 6 cases of 10.
 _UNLIKE, _FEWEST_TO_COMPARE = 0.3, 4
+# Photos that are compared with all before them at once.
+_TOGETHER = 128
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -93,9 +94,10 @@ def look_at_all(photos: Sequence[Measures], copies: Mapping[tuple[str, str], Cop
         if _BLURRED <= photo.sharpness < _BLURRED_BESIDE_OTHERS * median:
             says = f"less sharp than the others: {photo.sharpness:.0f}, where their median is {median:.0f}"
             found.append(Finding("warning", "blur", (photo.name,), says, "look whether the subject is in focus"))
-    distinct = [photo for photo in photos if not any(photo.name == second for _, second in copies)]
-    borders = [float(one.border @ other.border) for one, other in combinations(distinct, 2)]
-    if len(distinct) >= 3 and min(borders) > _SAME_BORDER:
+    seconds = {second for _, second in copies}
+    borders = np.stack([photo.border for photo in photos if photo.name not in seconds])
+    # One with itself is 1, and never the least.
+    if len(borders) >= 3 and min(float((borders @ own).min()) for own in borders) > _SAME_BORDER:
         advice = "the background may be learned with the subject: add photos from elsewhere, or give masks"
         found.append(Finding("warning", "background", (), "all photos have the same colours at their edges", advice))
     return [*found, *_captions(photos)]
@@ -111,11 +113,10 @@ def look_at_likeness(names: Sequence[str], embedded: Tensor) -> list[Finding]:
     if len(names) < _FEWEST_TO_COMPARE:
         return []
     likeness = (embedded @ embedded.T).double().numpy()
-    gaps = []
-    for index in range(len(names)):
-        others = [other for other in range(len(names)) if other != index]
-        among = float(np.mean([likeness[pair] for pair in combinations(others, 2)]))
-        gaps.append(among - float(likeness[index, others].mean()))
+    count = len(names)
+    own = likeness.sum(axis=1) - likeness.diagonal()
+    # Of each: the mean over the pairs that it is not in, less the mean over those that it is in.
+    gaps = (own.sum() / 2 - own) / ((count - 1) * (count - 2) / 2) - own / (count - 1)
     worst = int(np.argmax(gaps))
     if gaps[worst] <= _UNLIKE:
         return []
@@ -127,16 +128,26 @@ def look_at_likeness(names: Sequence[str], embedded: Tensor) -> list[Finding]:
 def find_copies(photos: Sequence[Measures]) -> dict[tuple[str, str], Copy]:
     """Which photos are copies of which, by name, the earlier first; the later is compared with what is no copy."""
     found: dict[tuple[str, str], Copy] = {}
-    originals: list[Measures] = []
-    for photo in photos:
-        for other in originals:
-            same = other.photo.sha256 == photo.photo.sha256
-            copy = Copy(mirrored=False, shift=0.0) if same else find_copy(other.thumbnail, photo.thumbnail)
-            if copy:
-                found[other.name, photo.name] = copy
-                break
-        else:
-            originals.append(photo)
+    originals: list[int] = []
+    of_file: dict[str, int] = {}
+    thumbnails = [photo.thumbnail for photo in photos]
+    for start in range(0, len(photos), _TOGETHER):
+        some = range(start, min(start + _TOGETHER, len(photos)))
+        near: dict[int, dict[int, list[Likeness]]] = {}
+        for (earlier, place), likenesses in alike(thumbnails[: some.stop], thumbnails[start : some.stop]).items():
+            near.setdefault(start + place, {})[earlier] = likenesses
+        for index in some:
+            photo, own = photos[index], near.get(index, {})
+            same = of_file.get(photo.photo.sha256)
+            for other in [other for other in originals if other in own or other == same]:
+                copy = Copy(mirrored=False, shift=0.0) if other == same else None
+                copy = copy or confirm(thumbnails[other], thumbnails[index], own[other])
+                if copy:
+                    found[photos[other].name, photo.name] = copy
+                    break
+            else:
+                originals.append(index)
+                of_file[photo.photo.sha256] = index
     return found
 
 
@@ -149,7 +160,7 @@ def most_typical(names: Sequence[str], embedded: Tensor, candidates: Sequence[st
         candidates: some of the names, at least one.
     """
     nearness = (embedded @ embedded.mean(0)).tolist()
-    return max(candidates, key=lambda name: nearness[names.index(name)])
+    return max(candidates, key=dict(zip(names, nearness, strict=True)).__getitem__)
 
 
 _Said = tuple[Level, str, str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +68,29 @@ class Measures:
         return (right - left) * (bottom - top)
 
 
-def list_photos(folder: Path) -> list[Path]:
+def list_photos(folder: Path) -> dict[Path, list[str]]:
     """The files that training would read as photos of a folder, masks left out; none is opened.
+
+    Returns:
+        For each the names of the files beside it that have its stem, or its mask's, its own among them.
 
     Raises:
         UserError: the folder is missing, no folder, or not readable; see `find_photos`.
     """
-    found = [place / name for place, _, names in places(folder) for name in names if is_picture(place / name)]
-    return [path for path in found if not path.stem.endswith(MASK_ENDING)]
+    found: dict[Path, list[str]] = {}
+    for place, _, names in places(folder):
+        beside: dict[str, list[str]] = {}
+        for name in names:
+            beside.setdefault(Path(name).stem.removesuffix(MASK_ENDING), []).append(name)
+        for name in names:
+            if not (stem := Path(name).stem).endswith(MASK_ENDING) and is_picture(place / name):
+                found[place / name] = beside[stem]
+    return found
 
 
-def measure_photo(path: Path, folder: Path, resolution: int, fit: Fit, multiple: int) -> Measures:
+def measure_photo(
+    path: Path, folder: Path, resolution: int, fit: Fit, multiple: int, beside: Sequence[str] | None = None
+) -> Measures:
     """Read one photo and measure it.
 
     Args:
@@ -86,12 +99,13 @@ def measure_photo(path: Path, folder: Path, resolution: int, fit: Fit, multiple:
         resolution: side of the square training picture, in pixels.
         fit: as for `load_photo`.
         multiple: of which a bucket's sides are, in pixels.
+        beside: as `list_photos` has it; looked for when not given.
 
     Raises:
         Unusable: training would refuse the file, its caption or its mask.
     """
     try:
-        photo = find_photo(path)
+        photo = find_photo(path, beside)
         image = open_photo(photo)
         nature = read_nature(path)
         size = bucket_size(photo.size, resolution, multiple) if fit == "bucket" else (resolution, resolution)

@@ -83,7 +83,7 @@ def find_photos(folder: Path, first: int | None = None, held_out: Collection[str
     skipped: list[str] = []
     pictures = 0
     for place, repeats, names in places(folder):
-        files = [name for name in names if is_picture(place / name)]
+        files = {name: None for name in names if is_picture(place / name)}
         skipped += [_shown(place / name, folder) for name in names if name not in files]
         pictures += len(files)
         good: dict[Path, Picture] = {}
@@ -116,15 +116,19 @@ def find_photos(folder: Path, first: int | None = None, held_out: Collection[str
     return seen[:first]
 
 
-def find_photo(file: Path) -> Photo:
+def find_photo(file: Path, beside: Sequence[str] | None = None) -> Photo:
     """A single photo, with the caption and the mask that lie beside it.
+
+    Args:
+        file: the photo.
+        beside: names of the files in its folder that have its stem, or its mask's; looked for when not given.
 
     Raises:
         Unusable: it is missing, broken, or no photo, or so is its mask.
         UserError: its folder cannot be read, or its caption or mask is not as `find_photos` wants it.
     """
     stems = (file.stem, file.stem + MASK_ENDING)
-    names = [name for name in _list(file.parent) if Path(name).stem in stems]
+    names = [name for name in (_list(file.parent) if beside is None else beside) if Path(name).stem in stems]
     masks = [file.parent / name for name in names if Path(name).stem == stems[1] and is_picture(file.parent / name)]
     (photo,) = _with_companions(file.parent, names, {path: check_picture(path) for path in (file, *masks)}, 1)
     return photo
@@ -245,31 +249,41 @@ def _list(folder: Path) -> list[str]:
 
 def _with_companions(folder: Path, names: list[str], good: dict[Path, Picture], repeats: int) -> list[Photo]:
     """The photos among a folder's pictures, each with its caption and mask."""
-    masks = {path: picture for path, picture in good.items() if path.stem.endswith(MASK_ENDING)}
-    photos = [Photo(path, None, found.sha256, found.size, repeats) for path, found in good.items() if path not in masks]
+    masks: dict[str, list[Picture]] = {}
+    photos: list[Photo] = []
+    same: dict[str, list[Photo]] = {}
+    for path, found in good.items():
+        if path.stem.endswith(MASK_ENDING):
+            masks.setdefault(path.stem.removesuffix(MASK_ENDING), []).append(found)
+        else:
+            photos.append(Photo(path, None, found.sha256, found.size, repeats))
+            same.setdefault(path.stem, []).append(photos[-1])
     captions = {Path(name).stem: folder / name for name in names if name.lower().endswith(".txt")}
     whole = []
     for photo in photos:
-        caption = captions.get(photo.path.stem)
+        stem = photo.path.stem
+        caption = captions.get(stem)
         if caption and (os.path.isfile(caption) or not os.path.exists(caption)):
-            _refuse_shared(caption, "caption", photo, photos)
+            _refuse_shared(caption, "caption", same[stem])
             photo = replace(photo, caption=_read_caption(caption))
-        for path in [path for path in masks if path.stem == photo.path.stem + MASK_ENDING]:
-            _refuse_shared(path, "mask", photo, photos)
-            photo = replace(photo, mask=_checked_mask(masks.pop(path), photo))
+        for mask in masks.pop(stem, ()):
+            _refuse_shared(mask.path, "mask", same[stem])
+            photo = replace(photo, mask=_checked_mask(mask, photo))
         whole.append(photo)
     if masks:
+        lonely = next(iter(masks.values()))[0].path
         raise UserError(
-            f"{printable(next(iter(masks)))} is the mask of no photo here; name a photo's mask as the photo, with "
+            f"{printable(lonely)} is the mask of no photo here; name a photo's mask as the photo, with "
             f"{MASK_ENDING} behind, or remove it"
         )
     return whole
 
 
-def _refuse_shared(file: Path, what: str, photo: Photo, photos: Sequence[Photo]) -> None:
-    same = [printable(other.path.name) for other in photos if other.path.stem == photo.path.stem]
-    if len(same) > 1:
-        raise UserError(f"{printable(file)} would be the {what} of {some_of(same)}; give each photo a stem of its own")
+def _refuse_shared(file: Path, what: str, photos: Sequence[Photo]) -> None:
+    """One of several photos with the same stem."""
+    if len(photos) > 1:
+        names = some_of([printable(photo.path.name) for photo in photos])
+        raise UserError(f"{printable(file)} would be the {what} of {names}; give each photo a stem of its own")
 
 
 def _checked_mask(mask: Picture, photo: Photo) -> Picture:
