@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks.random_sd15 import SIZES, write_pipeline
-from twostage import run
+from tests.watching import Alive
+from twostage import evaluating, run
 from twostage.display import Display
 from twostage.errors import UserError
-from twostage.evaluating import evaluate, evaluate_result, open_pipeline
+from twostage.evaluating import evaluate, evaluate_result, open_pipeline, series
+from twostage.evaluation import encoders
 from twostage.evaluation.embedders import ViTEmbedder
 from twostage.pocket import pocket_folder
 from twostage.recipe_evaluation import Evaluation, Foreign
@@ -91,6 +95,37 @@ def test_identity_is_the_mean_cosine_of_pictures_and_photos(own: Path, unseen: P
     drawn = encoder.images([Image.open(own / name).convert("RGB") for name in record["pictures"]["subject"]])
     photos = encoder.images([Image.open(path).convert("RGB") for path in sorted(unseen.iterdir())])
     assert record["figures"]["dino_unseen"]["value"] == pytest.approx(float((drawn @ photos.T).mean()), abs=1e-5)
+
+
+def test_no_more_pictures_are_in_memory_however_many_prompts_and_photos(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters: list[Alive] = []
+
+    def watch(module: ModuleType, name: str) -> None:
+        real = getattr(module, name)
+
+        def counted(*asked: Any, **more: Any) -> Any:
+            made = real(*asked, **more)
+            counters[-1].see(*(made if isinstance(made, list) else [made] if made else []))
+            return made
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in ((series, "draw"), (series, "read_drawn"), (evaluating, "open_photo")):
+        watch(module, name)
+    monkeypatch.setattr(encoders, "BATCH", 4)
+    for count in (17, 34):
+        suite, unseen = tmp_path / f"{count}.txt", tmp_path / f"unseen-{count}"
+        suite.write_text("\n".join(f"a photo of a {{}} number {number}" for number in range(count)))
+        unseen.mkdir()
+        for index in range(count):
+            Image.new("RGB", (32, 32), (index, 90, 90)).save(unseen / f"{index}.png")
+        counters.append(Alive())
+        options = OPTIONS.model_copy(update={"suite": str(suite), "num_prompts": None, "images_per_prompt": 1})
+        record = evaluate(own, options, held_out=[unseen], display=Display())
+        assert len(record["figures"]["dino_unseen"]["values"]) == count
+    assert 0 < counters[1].most <= counters[0].most < 20
 
 
 def test_evaluating_twice_draws_nothing_and_says_the_same(own: Path, cache: Path) -> None:

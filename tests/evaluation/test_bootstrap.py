@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from twostage.evaluation import bootstrap
 from twostage.evaluation.bootstrap import hierarchical, interval, paired_difference
 
 
@@ -90,3 +92,14 @@ def test_it_needs_no_torch() -> None:
     code = "import sys, twostage.evaluation.bootstrap; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_interval_of_thousands_of_values_is_drawn_some_resamples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=20_000).tolist()
+    tracemalloc.start()
+    found = interval(values, resamples=200)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * 8 * bootstrap._VALUES
+    monkeypatch.setattr(bootstrap, "_VALUES", 200 * len(values))
+    assert interval(values, resamples=200) == found

@@ -19,7 +19,8 @@ from transformers import (
     ViTModel,
 )
 
-from twostage.evaluation.embedders import CLIPEmbedder, ViTEmbedder
+from twostage.evaluation.embedders import BATCH, CLIPEmbedder, ViTEmbedder
+from twostage.pocket import pocket_folder
 
 KINDS = {"vit": ViTModel, "dinov2": Dinov2Model, "registers": Dinov2WithRegistersModel}
 
@@ -71,3 +72,15 @@ def test_a_mask_covers_the_patches_it_is_white_on(random_encoders: dict[str, Pat
     mask.paste(255, (0, 0, 32, 16))
     covered = ViTEmbedder(random_encoders["vit"]).foreground([mask])[0].reshape(4, 4)
     assert covered.tolist() == [[True, True, False, False]] + [[False] * 4] * 3
+
+
+def test_thousands_of_prompts_are_read_some_at_a_time() -> None:
+    encoder = CLIPEmbedder(pocket_folder("clip"))
+    together: list[int] = []
+    encoder.model.text_model.register_forward_pre_hook(
+        lambda model, positional, named: together.append(len(named["input_ids"])), with_kwargs=True
+    )
+    prompts = [f"a dog number {number}" for number in range(BATCH + 9)]
+    found = encoder.texts(prompts)
+    assert together == [BATCH, 9]
+    assert torch.allclose(found[[0, -1]], encoder.texts([prompts[0], prompts[-1]]), atol=1e-5)

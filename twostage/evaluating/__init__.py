@@ -22,7 +22,7 @@ from twostage.evaluation.bootstrap import interval
 from twostage.evaluation.checkpoints import step_curve
 from twostage.evaluation.encoders import load_encoders
 from twostage.evaluation.figures import Figure, dump_figure
-from twostage.evaluation.material import Material, Shots
+from twostage.evaluation.material import Material, Opened, Shots
 from twostage.evaluation.metrics import measure
 from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
@@ -309,7 +309,7 @@ def _choices(options: Evaluation, suite: Suite, planned: dict[str, Series], samp
 
 
 def _photo_shots(photos: Sequence[Photo]) -> Shots:
-    return Shots([open_photo(photo) for photo in photos], masks=[open_mask(photo) for photo in photos])
+    return Shots(Opened(photos, open_photo), masks=Opened(photos, open_mask))
 
 
 def _dump(figures: Sequence[Figure]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from twostage.display import Display
 from twostage.errors import UserError
-from twostage.evaluation.material import Shots
+from twostage.evaluation.material import Opened, Shots
 from twostage.evaluation.suites import Suite
 from twostage.method.sampling import draw
 from twostage.recipe import Sample
@@ -90,8 +91,8 @@ class Drawer:
 
     def pictures(
         self, series: Series, phrase: str, plain: str, files: Sequence[Path], display: Display
-    ) -> list[Image.Image]:
-        """The pictures of a series, each read from its file, or drawn and written there.
+    ) -> Sequence[Image.Image]:
+        """The pictures of a series, drawn and written to their files where they are not; read when they are looked at.
 
         Args:
             series: what to draw.
@@ -101,19 +102,20 @@ class Drawer:
             display: for progress.
 
         Raises:
-            UserError: a batch is all black, as from weights that are no numbers; a picture cannot be written.
+            UserError: a batch is all black, as from weights that are no numbers; a picture cannot be written. Also
+                later, where a file is gone or damaged when it is looked at.
         """
         assert len(files) == series.total
         texts = zip(series.filled(phrase), series.filled(plain or phrase), strict=True)
         prompts = [both for both in texts for _ in range(series.count)]
-        known = {index: picture for index, file in enumerate(files) if (picture := read_drawn(file, self.side))}
+        pictures = Opened(files, partial(_read_again, side=self.side))
         starts = [
             start
             for start in range(0, len(files), BATCH)
-            if any(index not in known for index in range(start, min(start + BATCH, len(files))))
+            if not all(read_drawn(file, self.side) for file in files[start : start + BATCH])
         ]
         if not starts:
-            return [known[index] for index in range(len(files))]
+            return pictures
         pipeline = self.load()
         # Of no use where the prompts do not name the subject.
         weak = self.untouched(pipeline) if self.untouched and plain and plain != phrase else None
@@ -125,10 +127,9 @@ class Drawer:
                 drawn = draw(pipeline, asked, seeds, self.options, self.side, untouched=weak)
                 self._refuse_black(drawn)
                 for index, picture in zip(batch, drawn, strict=True):
-                    known[index] = picture
                     write_picture(picture, files[index])
                 update(len(files) - BATCH * (len(starts) - done))
-        return [known[index] for index in range(len(files))]
+        return pictures
 
     def _refuse_black(self, pictures: Sequence[Image.Image]) -> None:
         if all(picture.convert("L").getextrema() == (0, 0) for picture in pictures):
@@ -136,6 +137,13 @@ class Drawer:
                 f"{self.whose} draws black pictures: its weights are no numbers, or overflow in half precision; train "
                 "again at a lower learning rate, or with --mixed-precision bf16 or no"
             )
+
+
+def _read_again(file: Path, side: int) -> Image.Image:
+    picture = read_drawn(file, side)
+    if picture is None:
+        raise UserError(f"the picture {file} was there a moment ago, and is gone or damaged; evaluate again")
+    return picture
 
 
 def write_picture(picture: Image.Image, file: Path) -> None:

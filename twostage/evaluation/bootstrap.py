@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Cells = Mapping[tuple[str, int], Sequence[float]]
 # Resamples in memory together. Part of what the random draws depend on.
 _TOGETHER = 100
+# Drawn values in memory together, where the draws do not depend on how many those are.
+_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ def interval(values: Sequence[float], resamples: int = 1000, level: float = 0.95
     """
     assert len(values) > 1, "one value has no interval"
     given = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(len(given), size=(resamples, len(given)))
-    return _bounds(given[drawn].mean(axis=1), level)
+    rng, together = np.random.default_rng(seed), max(1, _VALUES // len(given))
+    means = [
+        given[rng.integers(len(given), size=(min(together, resamples - start), len(given)))].mean(axis=1)
+        for start in range(0, resamples, together)
+    ]
+    return _bounds(np.concatenate(means), level)
 
 
 def hierarchical(cells: Cells, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Estimate:

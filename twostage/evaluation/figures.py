@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -70,5 +71,11 @@ def by_prompt(scores: Sequence[float], places: Sequence[int]) -> tuple[float, ..
         scores: one a picture.
         places: which prompt each picture was drawn for; 0, 1, ... without a gap.
     """
-    told = np.asarray(places)
-    return tuple(float(np.mean(np.asarray(scores)[told == place])) for place in range(int(told.max()) + 1))
+    given = np.asarray(scores)
+    return tuple(float(np.mean(given[group])) for group in of_prompts(places))
+
+
+def of_prompts(places: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Which pictures were drawn for each prompt, in the order of the prompts; `places` as of `by_prompt`."""
+    counts = np.bincount(places)
+    return np.split(np.argsort(places, kind="stable"), counts.cumsum()[:-1])

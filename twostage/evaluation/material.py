@@ -15,9 +15,9 @@ A set is absent where there is none: no base given, no photo held out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
 from PIL import Image
@@ -28,12 +28,39 @@ from .figures import LeftOut
 SetName = Literal["subject", "class", "unrelated", "base_subject", "base_class", "base_unrelated", "seen", "unseen"]
 
 
+T = TypeVar("T")
+
+
+class Opened(Sequence[T], Generic[T]):
+    """Pictures that are opened each time they are looked at, so that thousands of them take no memory.
+
+    Args:
+        sources: what they are opened from: files, photos.
+        read: opens one.
+    """
+
+    def __init__(self, sources: Sequence[Any], read: Callable[[Any], T]) -> None:
+        self._sources, self._read = sources, read
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Opened[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Opened[T]:
+        if isinstance(index, slice):
+            return Opened(self._sources[index], self._read)
+        return self._read(self._sources[index])
+
+
 @dataclass(frozen=True)
 class Shots:
     """Pictures of one set.
 
     Attributes:
-        images: RGB.
+        images: RGB; looked at one after the other, as there may be more than memory holds.
         prompts: different prompts they were drawn for, as the model got them; empty for photos.
         places: for each picture, which of the prompts; empty for photos.
         masks: for photos that have one, its foreground mask ("L", of the picture's size, white is subject); else None.
@@ -91,8 +118,9 @@ class Material:
 
     shots: Mapping[str, Shots]
     encoders: Mapping[str, ImageEncoder]
-    # Several metrics read the same set, and each look at it hashes its pictures.
+    # Several metrics read the same set, and each look at it opens and hashes its pictures.
     _embedded: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _black: dict[str, int | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get(self, name: SetName) -> Shots:
         """A set of pictures.
@@ -104,9 +132,10 @@ class Material:
         shots = self.shots.get(name)
         if shots is None or not shots.images:
             raise LeftOut(_ABSENT[name])
-        for index, image in enumerate(shots.images):
-            if not image.getbbox():
-                raise LeftOut(f"{_which(name, shots, index)} is all black: a safety checker, or numbers overflowed")
+        if name not in self._black:
+            self._black[name] = next((i for i, image in enumerate(shots.images) if not image.getbbox()), None)
+        if (index := self._black[name]) is not None:
+            raise LeftOut(f"{_which(name, shots, index)} is all black: a safety checker, or numbers overflowed")
         return shots
 
     def encoder(self, role: str) -> ImageEncoder:

@@ -7,11 +7,10 @@ it beside identity: pictures of nothing in particular differ most.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from twostage.evaluation.figures import Figure, LeftOut
+from twostage.evaluation.figures import Figure, LeftOut, of_prompts
 from twostage.evaluation.material import Material
 
 
@@ -23,10 +22,10 @@ def diversity(pictures: Tensor) -> float:
 
 def _figure(material: Material) -> Figure:
     shots, embedded = material.get("subject"), material.embedded("dino", "subject")
-    places = np.asarray(shots.places)
-    if np.bincount(places).min() < 2:
+    groups = of_prompts(shots.places)
+    if min(map(len, groups)) < 2:
         raise LeftOut("one picture a prompt has nothing to differ from; draw two (--images-per-prompt 2)")
-    values = tuple(diversity(embedded[places == place]) for place in range(len(shots.prompts)))
+    values = tuple(diversity(embedded[torch.from_numpy(group)]) for group in groups)
     return Figure("diversity", "Diversity (DINO)", values, 0, 2, "higher", shots.prompts)
 
 

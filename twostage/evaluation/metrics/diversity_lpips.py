@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from twostage.evaluation.figures import Figure, LeftOut
+from twostage.evaluation.figures import Figure, LeftOut, of_prompts
 from twostage.evaluation.material import Material
 
 # AlexNet's last layers would have no pixel left of a smaller picture.
@@ -51,7 +51,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 def _figure(material: Material) -> Figure:
     shots = material.get("subject")
-    groups = [[i for i, p in enumerate(shots.places) if p == place] for place in range(len(shots.prompts))]
+    groups = of_prompts(shots.places)
     if min(map(len, groups)) < 2:
         raise LeftOut("one picture a prompt has nothing to differ from; draw two (--images-per-prompt 2)")
     network, values = _network(), []

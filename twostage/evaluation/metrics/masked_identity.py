@@ -36,12 +36,10 @@ def preservation(generated: Tensor, subject: Tensor) -> Tensor:
 def _figure(material: Material) -> Figure:
     shots, photos = material.get("subject"), material.get("unseen")
     encoder = cast(PatchEncoder, material.encoder("dino"))
-    masked = [(image, mask) for image, mask in zip(photos.images, photos.masks, strict=False) if mask is not None]
-    if not masked:
+    covered = {i: encoder.foreground([mask])[0] for i, mask in enumerate(photos.masks) if mask is not None}
+    if not covered:
         raise LeftOut("no held-out photo has a foreground mask: put a-masklabel.png, white on the subject, by a.jpg")
-    patches = encoder.patches([image for image, _ in masked])
-    covered = encoder.foreground([mask for _, mask in masked])
-    subjects = [tokens[inside] for tokens, inside in zip(patches, covered, strict=True) if inside.any()]
+    subjects = [encoder.patches([photos.images[i]])[0][inside] for i, inside in covered.items() if inside.any()]
     if not subjects:
         raise LeftOut("no mask of a held-out photo covers half a patch; make the subject white in it")
     scores: list[float] = []
