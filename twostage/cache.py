@@ -55,8 +55,9 @@ class Shelf:
         return self.path / f"{key if isinstance(key, str) else format(key, '06d')}{self._suffix}"
 
     def missing(self, count: int, whole: Callable[[Path], bool]) -> list[int]:
-        """Which of the first `count` files are not there, or not `whole`."""
-        return [index for index in range(count) if not whole(self.file(index))]
+        """Which of the first `count` files are not there, or no files, or not `whole`."""
+        files = map(self.file, range(count))
+        return [index for index, file in enumerate(files) if not (os.path.isfile(file) and whole(file))]
 
     def put(self, key: int | str, data: bytes) -> None:
         """Write a file; it is there whole or not at all, whoever else writes it at the same time.

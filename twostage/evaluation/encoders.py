@@ -245,6 +245,8 @@ def _key(image: Image.Image) -> str:
 
 def _read(file: Path) -> Tensor | None:
     """A vector of the cache, None where it is not there whole."""
+    if not os.path.isfile(file):  # What is none, as a pipe, might be waited for.
+        return None
     try:
         data = file.read_bytes()
     except OSError:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from twostage.method.class_samples import ClassSamples, Making, address, in_batches, torch_seed
+from twostage.method.class_samples import ClassSamples, Making, address, torch_seed
 from twostage.method.examples import PRIOR, Examples, Posterior
 from twostage.method.latents import encode_picture
 from twostage.method.sampling import assemble, draw
@@ -47,7 +47,7 @@ def prepare_images(making: Making, own: list[Photo]) -> ClassSamples:
             shelf,
             lambda path: _whole(path, making.side),
             lacking,
-            lambda missing: _draw(making, missing),
+            lambda batches: _draw(making, batches),
             "class images",
         )
         pictures += [Photo(shelf.file(index), None, "", (making.side,) * 2) for index in range(lacking)]
@@ -69,17 +69,17 @@ def _whole(path: Path, side: int) -> bool:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
             return picture.size == (side, side)
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
-def _draw(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
+def _draw(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[int, bytes]]:
     base, options = making.base, making.options
     device = making.accelerator.device
     unet = making.unet.to(device)
     pipeline = assemble(base, tokenizer=base.tokenizer, text_encoder=base.text_encoder, unet=unet, vae=base.vae)
     how = Sample(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
-    for together in in_batches(indices, options.sample_batch_size):
+    for together in batches:
         seeds = [torch_seed(address(_DRAWING, making.seed, index)) for index in together]
         with making.accelerator.autocast():
             prompts = [making.prompt] * len(together)

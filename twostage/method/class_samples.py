@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from twostage.method.precision import number_format
 from twostage.quiet import quiet
 from twostage.recipe import Data, Prior
 
-Make = Callable[[Sequence[int]], Iterable[dict[int, bytes]]]
+Make = Callable[[Sequence[Sequence[int]]], Iterable[dict[int, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,37 @@ class Making:
             shelf: to fill.
             whole: whether a file there is good.
             count: files it should hold.
-            make: numbers of files -> batch after batch, what belongs in the files of those numbers.
+            make: numbers of files, a batch each -> for each of these, what belongs in the files of those numbers.
             label: of the progress.
         """
         missing = shelf.missing(count, whole)
         if 0 < len(missing) < count:
             self.display.say(f"{label}: {count - len(missing)} of {count} are in the cache")
         self.accelerator.wait_for_everyone()  # Until all have looked, before any writes.
-        self._make(shelf, missing[self.accelerator.process_index :: self.accelerator.num_processes], make, label)
+        own = self._batches(missing, count)[self.accelerator.process_index :: self.accelerator.num_processes]
+        self._make(shelf, own, missing, make, label)
         self.accelerator.wait_for_everyone()
         # What processes on another machine made is in that one's cache.
-        self._make(shelf, shelf.missing(count, whole), make, label)
+        missing = shelf.missing(count, whole)
+        self._make(shelf, self._batches(missing, count), missing, make, label)
 
-    def _make(self, shelf: Shelf, indices: list[int], make: Make, label: str) -> None:
-        if not indices:
+    def _batches(self, missing: Sequence[int], count: int) -> list[Sequence[int]]:
+        """Those of all `count` files that lack one, whole: in a smaller batch it would be rounded in another way."""
+        batches = in_batches(range(count), self.options.sample_batch_size)
+        return [batch for batch in batches if not set(missing).isdisjoint(batch)]
+
+    def _make(
+        self, shelf: Shelf, batches: Sequence[Sequence[int]], missing: Sequence[int], make: Make, label: str
+    ) -> None:
+        wanted = set(missing).intersection(chain.from_iterable(batches))
+        if not wanted:
             return
-        with self.display.progress(label, len(indices)) as update:
+        with self.display.progress(label, len(wanted)) as update:
             done = 0
-            for batch in make(indices):
-                for index, data in batch.items():
-                    shelf.put(index, data)
-                done += len(batch)
+            for batch in make(batches):
+                for index in wanted & batch.keys():
+                    shelf.put(index, batch[index])
+                    done += 1
                 update(done)
 
 

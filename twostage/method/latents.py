@@ -8,6 +8,7 @@ them. Where the cache has all of a run's pictures, the VAE is not loaded.
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,14 +38,14 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
         CPU; bit for bit the same whether or not they come from the cache.
     """
     shelf = Shelf("latents", ".safetensors", _facts(base, device))
-    key = _hash(pixels)
+    key = hash_tensors(pixels)
     latents = _read(shelf.file(key))
     if latents is None:
         parts = base.family.encode_images(base.vae.to(device), pixels.unsqueeze(0).to(device))
         latents = {name: part[0].float().cpu().contiguous() for name, part in zip(("mean", "std"), parts, strict=True)}
         # All this saves is time: a run that could do without is not refused for a full or read-only disk.
         with suppress(UserError):
-            shelf.put(key, save(latents, {"sha256": _hash(*latents.values())}))
+            shelf.put(key, save(latents, {"sha256": hash_tensors(*latents.values())}))
     return latents["mean"], latents["std"]
 
 
@@ -64,15 +65,17 @@ def _facts(base: Base, device: torch.device) -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a file; None where it is not there, or not what was written."""
+    if not os.path.isfile(path):  # What is none, as a pipe, might be waited for.
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             latents = {name: file.get_tensor(name) for name in ("mean", "std")}
-            return latents if file.metadata()["sha256"] == _hash(*latents.values()) else None
+            return latents if file.metadata()["sha256"] == hash_tensors(*latents.values()) else None
     except (OSError, SafetensorError, KeyError, TypeError):  # The last two: a whole file, but of something else.
         return None
 
 
-def _hash(*tensors: Tensor) -> str:
+def hash_tensors(*tensors: Tensor) -> str:
     """sha256 over shapes and values, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:

@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from twostage.errors import UserError
-from twostage.method.class_samples import ClassSamples, Making, address, in_batches, torch_seed
+from twostage.method.class_samples import ClassSamples, Making, address, torch_seed
 from twostage.method.examples import PRIOR, in_turn
+from twostage.method.latents import hash_tensors
 from twostage.method.loss import Question
 from twostage.method.sampling import visiting
 from twostage.quiet import quiet
@@ -70,7 +71,7 @@ def prepare_predictions(making: Making) -> ClassSamples:
     paths, states = options.num_class_images, options.states_per_path
     shelf = making.shelf("predictions", ".safetensors", states_per_path=states)
     making.fill(
-        shelf, lambda path: _whole(path, states), paths, lambda missing: _compute(making, missing), "class predictions"
+        shelf, lambda path: _whole(path, states), paths, lambda batches: _compute(making, batches), "class predictions"
     )
     size = sum(shelf.file(index).stat().st_size for index in range(paths))
     making.display.say(f"{paths} paths of {states} predictions, {size / 1e6:.0f} MB, are read from {shelf.path}")
@@ -87,8 +88,10 @@ def prepare_predictions(making: Making) -> ClassSamples:
 def _whole(path: Path, states: int) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return all(file.get_slice(name).get_shape()[0] == states for name in _PARTS)
-    except (OSError, SafetensorError):
+            tensors = [file.get_tensor(name) for name in _PARTS]
+            kept = (file.metadata() or {}).get("sha256") == hash_tensors(*tensors)
+            return kept and all(len(tensor) == states for tensor in tensors)
+    except (OSError, SafetensorError, TypeError):  # The last: of numbers that no file of ours holds.
         return False
 
 
@@ -103,16 +106,19 @@ def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _compute(making: Making, indices: Sequence[int]) -> Iterator[dict[int, bytes]]:
+def _compute(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[int, bytes]]:
     base, options, device = making.base, making.options, making.accelerator.device
     with visiting(base.text_encoder, device):
         states = base.family.encode_text(base.tokenizer, base.text_encoder, ["", making.prompt])
     with quiet():
         making.unet.to(device)
-    for together in in_batches(indices, options.sample_batch_size):
+    for together in batches:
         with making.accelerator.autocast():
             paths = _walk(making, together, states)
-        yield {index: save(tensors) for index, tensors in zip(together, paths, strict=True)}
+        yield {
+            index: save(tensors, {"sha256": hash_tensors(*tensors.values())})
+            for index, tensors in zip(together, paths, strict=True)
+        }
 
 
 def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[str, Tensor]]:
