@@ -107,7 +107,7 @@ def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def _compute(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[int, bytes]]:
-    base, options, device = making.base, making.options, making.accelerator.device
+    base, device = making.base, making.accelerator.device
     with visiting(base.text_encoder, device):
         states = base.family.encode_text(base.tokenizer, base.text_encoder, ["", making.prompt])
     with quiet():
