@@ -20,7 +20,7 @@ from torch import Tensor
 from twostage.errors import UserError
 from twostage.method.loop import Progress
 from twostage.recipe import Checkpoints
-from twostage.writing import whole_folder, writing
+from twostage.writing import remove_folder, whole_folder, writing
 
 # A stage and a step of it; they are compared as they come in a run.
 Place = tuple[int, int]
@@ -68,9 +68,17 @@ class CheckpointFolder:
                     save_file(_in_rows(tensors), folder / f"{name}.safetensors")
             state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        self.prune(options, best)
+        return final
+
+    def prune(self, options: Checkpoints, best: Callable[[Place], Place | None] | None = None) -> None:
+        """Drop all that need not stay; see `save`, which does it too. A kill may have come before it had.
+
+        Raises:
+            UserError: one cannot be removed.
+        """
         with writing(self.path):
             self._prune(options, best)
-        return final
 
     def _prune(self, options: Checkpoints, best: Callable[[Place], Place | None] | None) -> None:
         passing = [path for path in self.all() if place_of(path)[1] not in options.at]
@@ -78,27 +86,23 @@ class CheckpointFolder:
         wanted = {best(place_of(path)) for path in self.all() if path not in old} if best else set()
         for path in old:
             if place_of(path) in wanted:
-                self._reduce_to_weights(path)
+                marked = path.with_name(f"best-{path.name}")
+                if marked.exists():
+                    remove_folder(marked)
+                os.replace(path, marked)
             else:
-                shutil.rmtree(path)
+                remove_folder(path)
         for path in self.path.glob("best-*"):
-            if place_of(path) not in wanted:
-                shutil.rmtree(path)
+            if place_of(path) in wanted:
+                _reduce_to_weights(path)
+            else:
+                remove_folder(path)
 
     def drop(self, options: Checkpoints) -> None:
         """Remove those of a finished run that were not asked for."""
         for path in self.path.glob("*stage*-*"):
             if place_of(path)[1] not in options.at:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _reduce_to_weights(self, checkpoint: Path) -> None:
-        """Leave of a checkpoint what drew its samples; a kill half way leaves that too."""
-        (checkpoint / "optimizer.safetensors").unlink(missing_ok=True)
-        if (checkpoint / "averaged.safetensors").is_file():
-            (checkpoint / "trained.safetensors").unlink(missing_ok=True)
-        marked = checkpoint.with_name(f"best-{checkpoint.name}")
-        shutil.rmtree(marked, ignore_errors=True)
-        os.replace(checkpoint, marked)
 
     def weights_at(self, stage: int, step: int) -> dict[str, Tensor] | None:
         """What had been trained when a checkpoint's samples were drawn, by name; None where it is gone or damaged."""
@@ -150,6 +154,13 @@ def _refuse_broken(stage: int, progress: Progress) -> None:
                 f"saved over what was whole; train anew with a lower stage{stage}.learning_rate, or without "
                 "mixed_precision"
             )
+
+
+def _reduce_to_weights(checkpoint: Path) -> None:
+    """Leave of a checkpoint what drew its samples; a kill half way leaves that too."""
+    (checkpoint / "optimizer.safetensors").unlink(missing_ok=True)
+    if (checkpoint / "averaged.safetensors").is_file():
+        (checkpoint / "trained.safetensors").unlink(missing_ok=True)
 
 
 def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def prepare_class(
     class_images: list[Photo],
     photos: tuple[Examples, Sequence[str]] | None = None,
 ) -> ClassSamples | None:
-    """What stage 2 holds to. Outside of training: Ctrl-C ends it at once, and a cache keeps what is done.
+    """What stage 2 holds to. Ctrl-C ends it at once, and a cache keeps what is done.
 
     Args:
         session: of the run.

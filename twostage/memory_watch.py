@@ -67,7 +67,12 @@ class MemoryWatch:
         return told_of_lack(phase, self._stage, f"out of memory {where}{self._way_out}")
 
     def steps(
-        self, loop: StageLoop, nets: Mapping[str, nn.Module], look: Watch, save: Callable[[StageLoop], None]
+        self,
+        loop: StageLoop,
+        nets: Mapping[str, nn.Module],
+        look: Watch,
+        save: Callable[[StageLoop], None],
+        between: Callable[[], None] = lambda: None,
     ) -> Iterator[Step]:
         """A stage's steps as they come, the first of them measured.
 
@@ -76,6 +81,7 @@ class MemoryWatch:
             nets: what it asks.
             look: called in each step; see `StageLoop.steps`.
             save: writes a checkpoint.
+            between: called in each step too; see there.
 
         Raises:
             OutOfMemory: there is too little for a step; the one before is saved, where it still stands.
@@ -84,7 +90,7 @@ class MemoryWatch:
         gauge = Gauge(self._device, _tensors(loop, nets), followed=self._prediction is not None)
         lacking = False
         try:
-            yield from measured(loop.steps(look), gauge, partial(self._note, loop.stage))
+            yield from measured(loop.steps(look, between), gauge, partial(self._note, loop.stage))
         except (RuntimeError, OSError, MemoryError) as error:
             if not lacks_memory(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +70,7 @@ def train(
     Raises:
         UserError: something is wrong with the recipe, photos, base or output; a new run has then written nothing.
         OutOfMemory: there is too little; what was done is saved.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was saved and the display said how to go on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; what was done is saved, and the display said how to go on.
     """
     parent, folder = None, RunFolder(Path(output))
     if token_from is not None:
@@ -108,16 +109,14 @@ def _train(
             parent.check_base(base)
         subject = prepare_subject(session, base, photos, class_images)
         session.begin(base, subject.photos, held_out, class_images, parent)
-    prior = prepare_class(session, base, class_images, (subject.examples, subject.class_prompts))
     with session.training():
+        prior = prepare_class(session, base, class_images, (subject.examples, subject.class_prompts))
         if recipe.stage1 and subject.placeholders:
             learn_embedding(session, recipe.stage1, base, subject)
             gc.collect()  # accelerate's autocast ties the learner into a cycle, and it holds a U-Net and text encoder.
         if recipe.stage2:
             learn_denoiser(session, recipe.stage2, base, subject, prior)
-    session.finish(base_card=base_facts(base))
-    if session.is_main:
-        write_card(folder, recipe)
+    session.finish(partial(write_card, folder, recipe), base_card=base_facts(base))
     return folder.path
 
 

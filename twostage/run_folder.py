@@ -3,7 +3,7 @@
 recipe.toml      every option resolved
 run.json         versions, device, base, photo hashes, seconds per phase, peak memory, self-checks, finished or not
 README.md        the model card of a finished run
-metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds
+metrics.jsonl    one line per step: stage, step, loss, lr, grad_norm, seconds; null for what was not finite
 selection.jsonl  one line per checkpoint that was measured: stage, step, its figures, its score
 embedding/       <token>.safetensors, as diffusers' load_textual_inversion reads it
 unet/            the tuned U-Net, as diffusers' from_pretrained reads it
@@ -15,9 +15,11 @@ samples/         the same prompts and seeds at each checkpoint
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,9 +74,14 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"the output {self.path} is a file; choose a folder")
             self._refuse_another()
-            occupied = self.path.is_dir() and any(path.name != Lock.NAME for path in self.path.iterdir())
+            occupied = self.path.is_dir() and not self._unbegun({path.name for path in self.path.iterdir()})
         if occupied:
             raise UserError(f"the output {self.path} is not empty; choose a new folder")
+
+    def _unbegun(self, names: set[str]) -> bool:
+        """Whether nothing is there, or what a kill left of `create`, whose last file is recipe.toml."""
+        names = {name for name in names if name != Lock.NAME and not name.startswith(UNFINISHED)}
+        return not names or "run.json" in names and names <= {"run.json", "embedding"}
 
     def _refuse_another(self) -> None:
         if self._file("recipe.toml").exists() and self._file("run.json").exists():
@@ -121,10 +128,10 @@ class RunFolder:
         self.hold()
         self._refuse_another()  # It may have begun here since `check_free`.
         try:
-            self._write_text("recipe.toml", dump_recipe(recipe))
+            self.update(**facts, finished=False)
             for name, rows in (embeddings or {}).items():
                 save_embedding(self.embedding_file(name), name, rows)
-            self.update(**facts, finished=False)
+            self._write_text("recipe.toml", dump_recipe(recipe))
         except UserError:
             self.abandon()
             raise
@@ -146,13 +153,14 @@ class RunFolder:
     def abandon(self) -> None:
         """Take `create` back, and what a tracker has begun since."""
         for name in ("recipe.toml", "run.json"):
-            if self._file(name).is_file():
+            with suppress(OSError):
                 self._file(name).unlink()
         for name in ("embedding", "tensorboard", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         self.let_go()
         if self._made:
-            self.path.rmdir()
+            with suppress(OSError):  # Someone else has put something there, or taken the folder away.
+                self.path.rmdir()
 
     def embedding_file(self, token: str) -> Path:
         """Where a learned token is, or will be."""
@@ -193,7 +201,8 @@ class RunFolder:
 
     def log(self, step: Step) -> None:
         """Append a line to metrics.jsonl."""
-        self.append("metrics.jsonl", asdict(step))
+        told = asdict(step).items()
+        self.append("metrics.jsonl", {name: value if math.isfinite(value) else None for name, value in told})
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Append a line of JSON to a file of the run."""

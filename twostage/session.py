@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
-from twostage.checkpoints import checkpoint_name
+from twostage.checkpoints import Place, checkpoint_name
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base
 from twostage.fork import Parent
 from twostage.gauge import Prediction
+from twostage.identity import check_identity, identity
 from twostage.machine import describe, versions
 from twostage.memory.heap import keep_freed_memory
 from twostage.memory_watch import MemoryWatch
-from twostage.method.interrupt import StopRequest, stop_on_signals
 from twostage.method.kernels import set_precision
 from twostage.method.loop import Progress, StageLoop, Step
 from twostage.method.precision import number_format
@@ -30,6 +30,7 @@ from twostage.recipe import Recipe
 from twostage.recipe_file import differences
 from twostage.run_folder import RunFolder
 from twostage.selection import Selection
+from twostage.stopping import Stopping
 from twostage.subject.photos import Photo
 from twostage.tracking import Tracking, check_installed
 
@@ -75,7 +76,7 @@ class Session:
         self._seconds: dict[str, float] = {}
         self._phases: list[str] = []
         self._counted = 0.0
-        self._stop = StopRequest()
+        self._stopping = Stopping(folder, self.display, self.accelerator.num_processes > 1)
         self._memory = MemoryWatch(folder, self.device, self.display, prediction, self.is_main)
 
     @property
@@ -132,22 +133,16 @@ class Session:
             UserError: base, photos, those held out or the user's class images are not those the run was begun with;
                 the folder cannot be written.
         """
-        identity = {
-            "base": {"name": base.source, "sha256": base.content_hash},
-            "processes": self.accelerator.num_processes,
-            "photos": [_identity(photo) for photo in photos],
-            "held_out": [_identity(photo) for photo in held_out],
-            "class_images": [_identity(picture) for picture in class_images],
-        }
+        facts = identity(base, self.accelerator.num_processes, photos, held_out, class_images)
         step = 0
         self.has_token = parent is not None or "from" in self.folder.facts
-        if parent and parent.differs(identity["photos"]):
+        if parent and parent.differs(facts["photos"]):
             self.display.say(f"note: the token of {parent.folder.path} was learned from other photos")
         for photo in held_out:
             if parent and parent.has_seen(photo):
                 self.display.say(f"note: the held-out photo {photo.path} leaks: the token was learned from it")
         if self._resumes:
-            self._check_identity(identity)
+            check_identity(self.folder, facts)
             found = self.folder.checkpoints.newest()
             if found:
                 self.reached_stage, self._progress = found
@@ -160,8 +155,9 @@ class Session:
         if self.is_main:
             if self._resumes:
                 self.folder.rewind(self.reached_stage, step)
+                self.folder.checkpoints.prune(self.recipe.checkpoints, self._best)
             else:
-                facts = {"versions": versions(), "device": describe(self.device), **identity}
+                facts = {"versions": versions(), "device": describe(self.device), **facts}
                 if parent:
                     facts["from"] = parent.facts
                 self.folder.create(self.recipe, facts, parent.embeddings if parent else None)
@@ -201,16 +197,18 @@ class Session:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM wait for the next step and its checkpoint; facts and trackers are kept then."""
-        with stop_on_signals() as self._stop:
-            try:
-                with self._memory.within(""):
-                    yield
-            except (UserError, KeyboardInterrupt):
-                if self.is_main:
+        """Within it, Ctrl-C and SIGTERM end a stage with a checkpoint, and anything else at once, and it is said how to
+        go on; facts and trackers are kept then.
+        """
+        try:
+            with self._memory.within(""), self._stopping.on_signals():
+                yield
+        except (UserError, KeyboardInterrupt):
+            if self.is_main:
+                with suppress(UserError):  # On a full disk, it is the first error that tells what is missing.
                     self._save_facts()
-                self.tracking.end()
-                raise
+            self.tracking.end()
+            raise
 
     def run_stage(self, loop: StageLoop, steps: int, nets: Mapping[str, nn.Module], draw_samples: DrawSamples) -> None:
         """Run a stage from where it stands, saving checkpoints and drawing samples on the way.
@@ -239,8 +237,13 @@ class Session:
         if loop.step == steps or loop.step and due(loop.step):
             # Whoever stops at a checkpoint leaves without its samples.
             ends = self._look(loop, steps, draw_samples)
-        with self.phase(name), self.display.progress(f"stage {loop.stage}", steps, loop.step) as update:
-            for step in [] if ends else self._memory.steps(loop, nets, check.look_at_gradients, self._save):
+        looks, stopping, shown = check.look_at_gradients, self._stopping, f"stage {loop.stage}"
+        with (
+            stopping.leaving(loop, self._save),
+            self.phase(name),
+            self.display.progress(shown, steps, loop.step) as update,
+        ):
+            for step in [] if ends else self._memory.steps(loop, nets, looks, self._save, stopping.between_batches):
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
                 stop = self._asked_to_stop()
@@ -250,21 +253,32 @@ class Session:
                     if not last:
                         self._save(loop)
                     if stop and not last:
-                        self._leave(name, step.step)
-                    if self._look(loop, steps, draw_samples):
-                        break
+                        stopping.leave()
+                    with stopping.at_once():
+                        if self._look(loop, steps, draw_samples):
+                            break
         loop.settle()
         self._settle_on_best(loop)
+        if skipped := loop.broken.skipped:
+            check.outcome["skipped"] = f"{skipped} of {loop.step} steps, whose loss or gradient was not finite"
+            self.display.say(f"note: stage {loop.stage} skipped {check.outcome['skipped']}")
         with self.phase("checks"):
             check.look_at_result()
         self.accelerator.free_memory()
 
-    def finish(self, **facts: Any) -> None:
-        """Mark the run finished, and add facts to run.json."""
+    def finish(self, write_last: Callable[[], None], **facts: Any) -> None:
+        """Mark the run finished, and add facts to run.json.
+
+        Args:
+            write_last: writes what tells of these facts, before the run counts as finished: a kill leaves nothing out.
+            facts: to add.
+        """
         if self.is_main:
             if self.selection:
                 facts["selection"] = self.selection.facts()
-            self._save_facts(finished=True, **facts)
+            self._save_facts(**facts)
+            write_last()
+            self._save_facts(finished=True)
         self.tracking.end()
 
     def _log(self, step: Step) -> None:
@@ -274,7 +288,7 @@ class Session:
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked, so that all stop at the same step."""
-        return self._sum(self._stop.asked) > 0
+        return self._sum(self._stopping.asked) > 0
 
     def _sum(self, number: int) -> int:
         """Over all processes; exact below 2^24."""
@@ -286,9 +300,12 @@ class Session:
         if not self.is_main:
             return
         with self.phase("save"):
-            best = self.selection.best if self.selection else None
-            self.folder.checkpoints.save(loop.stage, loop.progress(), self.recipe.checkpoints, best)
+            self.folder.checkpoints.save(loop.stage, loop.progress(), self.recipe.checkpoints, self._best)
             self._save_facts()
+
+    @property
+    def _best(self) -> Callable[[Place], Place | None] | None:
+        return self.selection.best if self.selection else None
 
     def _look(self, loop: StageLoop, steps: int, draw_samples: DrawSamples) -> bool:
         """Draw the samples of a checkpoint, and measure them; whether the stage ends here."""
@@ -310,12 +327,6 @@ class Session:
                 assert weights is not None, "the main process has read them"
                 loop.put(weights)
 
-    def _leave(self, stage: str, step: int) -> None:
-        command = f"twostage train {self.folder.path} --resume"
-        message = f"stopped after step {step} of {stage} and saved; go on with: {command}"
-        self.display.say(message)
-        raise KeyboardInterrupt(message)
-
     def _draw_samples(self, loop: StageLoop, draw_samples: DrawSamples) -> None:
         name = checkpoint_name(loop.stage, loop.step)
         columns = self.recipe.sample.per_prompt
@@ -326,23 +337,8 @@ class Session:
         self.folder.save_samples(name, pictures, columns)
         self.tracking.show(loop.stage, loop.step, pictures, columns)
 
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        for name, value in identity.items():
-            # A run begun before there were held-out photos has no word of them.
-            if self.folder.facts.get(name, []) != value:
-                raise UserError(
-                    f"the {name.replace('held_out', 'held-out photos')} changed since {self.folder.path} was begun; "
-                    "restore it, or choose a new output"
-                )
-
     def _save_facts(self, **facts: Any) -> None:
         self._count_seconds()  # Of phases under way too: a kill may come before they end.
         peak = max(self._memory.peak, self.folder.facts.get("peak_memory_bytes", 0))
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self.folder.update(seconds=seconds, peak_memory_bytes=peak, checks=self.checks, **facts)
-
-
-def _identity(photo: Photo) -> dict[str, Any]:
-    facts = {"name": photo.path.name, "sha256": photo.sha256, "caption": photo.caption}
-    repeats = {"repeats": photo.repeats} if photo.repeats != 1 else {}
-    return facts | repeats | ({"mask_sha256": photo.mask.sha256} if photo.mask else {})

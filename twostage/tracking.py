@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +84,8 @@ class Tracking:
         """Pass on the numbers of a step."""
         if self._wanted:
             values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
-            named = {f"stage{step.stage}/{name}": value for name, value in values.items()}
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            named = {f"stage{step.stage}/{name}": value for name, value in finite.items()}
             self._accelerator.log(named, step=self._count(step.stage, step.step))
 
     def show(self, stage: int, step: int, pictures: Sequence[Image.Image], columns: int) -> None:

@@ -94,6 +94,18 @@ def writing(path: Path, needs: int = 0, remedy: str = REMEDY) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {_reason(error)}{_room(error, path, needs)}; {remedy}") from error
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of which a kill leaves all or nothing under its name.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    removing = folder.with_name(f"{UNFINISHED}removing-{folder.name}")
+    _remove(removing)
+    os.replace(folder, removing)
+    shutil.rmtree(removing)
+
+
 def flush(file: Path) -> None:
     """Have a file's bytes on the disk, so that no name is given to what a power cut would empty.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from twostage.errors import UserError
 from twostage.families import load_base
 from twostage.memory.optimizers import Updates
 from twostage.method.denoiser import DenoiserLearner, EncodedText, encode_prompts, keep_weights, open_for_training
@@ -130,9 +130,14 @@ def test_watchers_are_given_the_norms_of_gradients_that_are_gone(make_loop: Any)
     assert all(float(norm) > 0 for norm in norms.values())
 
 
-def test_a_loss_that_is_not_finite_still_ends_the_run(make_loop: Any) -> None:
+def test_a_broken_gradient_moves_nothing_that_the_optimizer_does_not_remember(make_loop: Any) -> None:
     loop = make_loop(Memory(step_in_backward=True))
-    with torch.no_grad():
-        loop.trained["unet.conv_out.bias"].fill_(float("inf"))
-    with pytest.raises(UserError, match=r"stage 2 broke at step 1: loss inf"):
-        next(loop.steps())
+    bias = loop.trained["unet.conv_out.bias"]
+    bias.register_hook(
+        lambda gradient: torch.full_like(gradient, float("nan"))
+    )  # Before the step in the backward pass.
+    before = weights(loop)["unet.conv_out.bias"]
+    step = next(loop.steps())
+    assert not math.isfinite(step.grad_norm) and (loop.broken.skipped, loop.step) == (1, 1)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(loop).values())
+    torch.testing.assert_close(bias.detach(), before, atol=1e-4, rtol=0)  # Weight decay shrinks it.

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from twostage.errors import UserError
 from twostage.families import load_base
 from twostage.method.denoiser import DenoiserLearner, EncodedText, encode_prompts, open_for_training
 from twostage.method.examples import encode_photos
@@ -129,17 +128,6 @@ def test_a_restored_loop_goes_on_bit_for_bit(make_loop: Any, scheduler: str) -> 
     assert facts(list(resumed.steps())) == facts(expected[2:])
     one, other = weights(unbroken), weights(resumed)
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update(make_loop: Any) -> None:
-    loop = make_loop()
-    bias = next(parameter for name, parameter in loop._learner.named_parameters() if name.endswith("conv_out.bias"))
-    with torch.no_grad():
-        bias.fill_(float("inf"))
-    before = weights(loop)
-    with pytest.raises(UserError, match=r"stage 2 broke at step 1: loss inf"):
-        next(loop.steps())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(loop).items())
 
 
 def test_what_trains_is_float32_in_half_precision_too(make_loop: Any) -> None:

@@ -2,7 +2,8 @@
 
 So there are never gradients of the whole net in memory. Nothing else changes: parameters come out bit for bit as after
 the plain step. It rules out whatever has to see all gradients before any parameter moves: clipping by the norm of the
-whole gradient, gradients that add up over several backward passes, and the skipped steps of loss scaling.
+whole gradient, gradients that add up over several backward passes, and the skipped steps of loss scaling. A gradient
+that is not finite counts as zero, so that it moves a parameter no further than what the optimizer remembers does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class StepInBackward:
     @torch.no_grad()
     def _move(self, name: str, group: int, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self.norms[name] = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        self.norms[name] = norm
+        # Without asking the norm, for which a GPU would have to be waited for: a broken gradient counts as zero.
+        parameter.grad.masked_fill_(~norm.isfinite(), 0.0)
         groups = self._optimizer.param_groups
         # The optimizer's own step, of this parameter alone.
         self._optimizer.param_groups = [{**groups[group], "params": [parameter]}]

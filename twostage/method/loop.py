@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from twostage.errors import UserError
 from twostage.memory.clipping import clip_gradients
 from twostage.memory.in_backward import StepInBackward
 from twostage.memory.optimizers import Updates, build_optimizer, build_schedule
 from twostage.memory.streaming import Streaming
 from twostage.memory.takeover import take_over
+from twostage.method.broken_steps import BrokenSteps
 from twostage.method.examples import Source
 from twostage.recipe import Stage
 
@@ -77,6 +78,7 @@ class StageLoop:
     Attributes:
         step: how many are done.
         trained: parameters by name.
+        broken: its steps that were skipped.
     """
 
     def __init__(
@@ -105,37 +107,35 @@ class StageLoop:
         if updates.memory.step_in_backward:
             assert accelerator.num_processes == 1, "refused with the recipe"
             self._in_backward = StepInBackward(self._optimizer, self.trained)
+        self.broken = BrokenSteps(stage, options.learning_rate, accelerator.mixed_precision)
         self._average = EMAModel(self.trained.values(), decay=options.ema_decay) if options.ema_decay else None
 
-    def steps(self, watch: Watch = lambda norms: None) -> Iterator[Step]:
+    def steps(self, watch: Watch = lambda norms: None, between: Callable[[], None] = lambda: None) -> Iterator[Step]:
         """Train to the end of the stage, handing out each step once it is done.
 
         Args:
+            between: called between a step's batches, before anything moves; what it raises breaks the step off.
             watch: called in each step when the gradients are there, before the parameters move. With a step in the
                 backward pass, both is over then: it is given the gradients' norms by the parameters' names.
 
         Raises:
-            UserError: loss or gradient is not finite; the parameters are those before that step, but where the step was
-                in the backward pass.
+            UserError: loss or gradient was not finite for many steps in a row, which moved nothing.
         """
         while self.step < self._options.steps:
-            yield self._advance(watch)
+            yield self._advance(watch, between)
 
-    def _advance(self, watch: Watch) -> Step:
+    def _advance(self, watch: Watch, between: Callable[[], None]) -> Step:
         started = time.perf_counter()
-        mean = self._accumulate_gradients()
+        mean = self._accumulate_gradients(between)
         if self._streaming:
             self._streaming.rest()
         norm = self._clip()
         loss = float(mean)  # Behind the norm, so that a GPU is waited for once.
-        # With a gradient scaler, an overflow is skipped by its optimizer and scaled away.
-        if not math.isfinite(loss) or (self._accelerator.scaler is None and not math.isfinite(norm)):
-            raise UserError(
-                f"stage {self.stage} broke at step {self.step + 1}: loss {loss}, gradient norm {norm}; lower "
-                f"stage{self.stage}.learning_rate (now {self._options.learning_rate:g}) or the precision"
-            )
-        watch(self._in_backward.norms if self._in_backward else None)
         lr = float(self._optimizer.param_groups[0]["lr"])
+        if self.broken.is_one(loss, norm):
+            self._skip(loss)
+            return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
+        watch(self._in_backward.norms if self._in_backward else None)
         self._moving = True
         if self._in_backward is None:
             self._prepared.step()
@@ -149,6 +149,20 @@ class StageLoop:
             self._average.step(self.trained.values())
         self.step, self._moving = self.step + 1, False
         return Step(self.stage, self.step, loss, lr, norm, time.perf_counter() - started)
+
+    def _skip(self, loss: float) -> None:
+        """Go on to the next step, as another noise or photo may do, and half the loss scale in half precision."""
+        norms = self._in_backward.norms if self._in_backward else _norms(self.trained)
+        self.broken.check(self.step + 1, loss, self.trained, norms)
+        if self._in_backward:
+            self._in_backward.norms.clear()
+        if self._accelerator.scaler:
+            self._accelerator.scaler.update()
+        self._prepared.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, where it is the first: that the optimizer made no step.
+            self._schedule.step()
+        self.step += 1
 
     @property
     def whole(self) -> bool:
@@ -179,7 +193,7 @@ class StageLoop:
         self._accelerator.unscale_gradients()
         return clip_gradients(self.trained.values(), self._options.max_grad_norm or math.inf)
 
-    def _accumulate_gradients(self) -> Tensor:
+    def _accumulate_gradients(self, between: Callable[[], None]) -> Tensor:
         """Gradients of all the step's samples, over processes and accumulated batches; returns their mean loss."""
         accelerator, size = self._accelerator, self._options.batch_size
         accumulated = self._options.gradient_accumulation_steps
@@ -187,6 +201,7 @@ class StageLoop:
         accelerator.gradient_accumulation_steps, accelerator.step = accumulated, 0
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulated):
+            between()
             first = (micro * accelerator.num_processes + accelerator.process_index) * size
             batch = self._source.batch(self.stage, self.step, range(first, first + size), self._rows_per_step)
             with accelerator.accumulate(self._learner):
@@ -242,6 +257,7 @@ class StageLoop:
             "param_groups": state["param_groups"],
             "schedule": self._schedule.state_dict(),
             "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
+            "broken": [self.broken.skipped, self.broken.in_a_row],
         }
         with self.gathered():
             trained = {name: parameter.detach() for name, parameter in self.trained.items()}
@@ -263,6 +279,7 @@ class StageLoop:
             # And it goes where they are used.
             self._optimizer.load_state_dict(self._optimizer.state_dict())
         self._schedule.load_state_dict(progress.numbers["schedule"])
+        self.broken.skipped, self.broken.in_a_row = progress.numbers.get("broken", (0, 0))
         if self._accelerator.scaler and progress.numbers["scaler"]:
             self._accelerator.scaler.load_state_dict(progress.numbers["scaler"])
         if self._average is not None:
@@ -270,6 +287,10 @@ class StageLoop:
                 average.copy_(progress.averaged[name])
             self._average.optimization_step = progress.step
         self.step = progress.step
+
+
+def _norms(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.grad.norm() for name, parameter in trained.items() if parameter.grad is not None}
 
 
 def _in_order_of(parameter: Tensor, value: Any) -> Any:

@@ -250,8 +250,10 @@ def load_embedding(path: Path) -> tuple[str, Tensor]:
     if len(tensors) != 1:
         raise UserError(f"{path} holds {len(tensors)} tensors where an embedding is one; give the file stage 1 wrote")
     ((name, rows),) = tensors.items()
-    if rows.ndim not in (1, 2):
+    if rows.ndim not in (1, 2) or not rows.numel():
         raise UserError(f"{path} holds a tensor of shape {tuple(rows.shape)}; an embedding is (vectors, width)")
+    if not rows.is_floating_point() or not rows.isfinite().all():
+        raise UserError(f"{path} holds numbers that are no embedding's: {rows.dtype}, or infinite; get it anew")
     return name, rows.reshape(-1, rows.shape[-1])
 
 
