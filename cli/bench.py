@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twostage.comparing.request import Bench, Machine
+from twostage.errors import shown
 from twostage.recipe_evaluation import Evaluation
 
 from .flags import SectionedHelp, section_flags
@@ -55,7 +56,7 @@ def dreambooth(
         typer.echo(table)
         typer.echo(f"the report: {outcome.comparison.report}; the table: {output / 'table1.md'}")
     for name, reason in outcome.comparison.failed.items():
-        typer.echo(f"error: {name}: {reason}", err=True)
+        typer.echo(shown(f"error: {name}: {reason}"), err=True)
     if outcome.comparison.failed:
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ import typer
 
 from twostage import comparing
 from twostage.comparing.request import Asked, Machine, Request, read_request
+from twostage.errors import shown
 from twostage.recipe_evaluation import Evaluation
 
 from .flags import section_flags
@@ -79,6 +80,6 @@ def _print(done: Comparison) -> None:
         for cells in (("strategy", *done.rows[0].cells), *((row.strategy, *row.cells.values()) for row in done.rows)):
             typer.echo("\t".join(cells))
     if done.report:
-        typer.echo(f"the report: {done.report}")
+        typer.echo(shown(f"the report: {done.report}"))
     for name, reason in done.failed.items():
-        typer.echo(f"error: {name}: {reason}", err=True)
+        typer.echo(shown(f"error: {name}: {reason}"), err=True)

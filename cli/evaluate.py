@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from twostage.errors import UserError
+from twostage.errors import UserError, shown
 from twostage.recipe_evaluation import Evaluation, Foreign
 
 from .flags import section_flags
@@ -79,4 +79,4 @@ def _print(record: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for name, reason in record["left_out"].items():
-        console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(f"left out {name}: {reason}"), markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twostage.errors import UserError
+from twostage.errors import UserError, shown
 from twostage.export import Naming, Options, Precision, check_options, default_output, known_formats
 
 
@@ -57,7 +57,7 @@ def export(
     for name, size in exported.files.items():
         typer.echo(f"{exported.folder / name}  {_size(size)}")
     for line in exported.usage:
-        typer.echo(line)
+        typer.echo(shown(line))
     limit = f"limit {exported.tolerance:g}" if exported.tolerance else "an approximation, so no limit"
     typer.echo(
         f"loaded again by diffusers, it draws the run's picture but for {exported.mean:.2f} of 255 levels in the mean "

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from twostage.errors import shown
+
 
 def report(
     runs: Annotated[
@@ -40,8 +42,8 @@ def report(
     command = shlex.join(["twostage", "report", *map(str, runs)])
     judged = writing.write(found, skipped, output, title=title, command=command)
     for one in skipped:
-        typer.echo(f"skipped {one.folder}: {one.reason}", err=True)
-    typer.echo(judged.headline)
+        typer.echo(shown(f"skipped {one.folder}: {one.reason}"), err=True)
+    typer.echo(shown(judged.headline))
     typer.echo(str(output))
     if skipped:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twostage.errors import UserError
+from twostage.errors import UserError, shown
 
 if TYPE_CHECKING:
     from twostage.subject.encoders import Neighbour
@@ -167,12 +167,12 @@ def _print_table(kind: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(kind, *columns)
     for row in rows:
-        table.add_row(*(Text(_encodable(cell)) for cell in row))  # a token may look like markup
+        table.add_row(*(Text(_encodable(shown(cell))) for cell in row))  # a token may look like markup
     Console().print(table)
 
 
 def _echo(text: str) -> None:
-    typer.echo(_encodable(text))
+    typer.echo(_encodable(shown(text)))
 
 
 def _encodable(text: str) -> str:

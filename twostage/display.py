@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from twostage.errors import shown
+
 # Between two lines of a log.
 _LINE_SECONDS = 10.0
 
@@ -66,7 +68,7 @@ class _Bars(Display):
         self._console = console
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(shown(text), markup=False, highlight=False)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Update]:
@@ -78,7 +80,7 @@ class _Bars(Display):
             TextColumn("{task.fields[numbers]}"),
         )
         with Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(label, total=total, completed=done, numbers="")
+            task = bars.add_task(shown(label), total=total, completed=done, numbers="")
 
             def update(done: int, **numbers: float) -> None:
                 bars.update(task, completed=done, numbers=_format(numbers))
@@ -97,12 +99,13 @@ class _Bars(Display):
         )
         # Parts of the work differ in speed, so the rate is that of a long while.
         bars = Progress(*columns, console=self._console, speed_estimate_period=600)
-        task = bars.add_task(label, total=total)
+        task = bars.add_task(shown(label), total=total)
         with Live(bars, console=self._console, refresh_per_second=2) as live:
 
             def update(done: float, lines: Sequence[str]) -> None:
                 bars.update(task, completed=done)
-                live.update(Group(bars, *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines)))
+                told = (Text(f"  {shown(line)}", no_wrap=True, overflow="ellipsis") for line in lines)
+                live.update(Group(bars, *told))
 
             yield update
 
@@ -112,7 +115,7 @@ class _Lines(Display):
         self._console = console
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Update]:

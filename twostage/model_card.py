@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -150,7 +153,7 @@ class Card:
         gallery = self._gallery()
         if gallery:
             sheet = f"samples/{Path(gallery[0][1]).parent.name}.png"
-            lines += ["", f"![samples]({sheet})", "", "The rows, from above; the columns are seeds "]
+            lines += ["", f"![samples]({quote(sheet)})", "", "The rows, from above; the columns are seeds "]
             lines[-1] += f"{self.recipe.seed} to {self.recipe.seed + self.recipe.sample.per_prompt - 1}:"
             lines += ["", *(f"{number}. {_code(text)}" for number, (text, _) in enumerate(gallery, start=1))]
         return "\n".join(lines)
@@ -159,11 +162,12 @@ class Card:
         python = "\n".join(self._python())
         name = Path(self.repo).name
         fetch = "" if Path(self.repo) == self.folder.path else f"hf download {self.repo} --local-dir {name}\n"
-        run = name if fetch else self.repo
+        run = shlex.quote(name if fetch else self.repo)
+        prompt = shlex.quote(" ".join(self._prompt.replace(self._phrase, "{}").split()))
         return (
             f"## Use\n\nWith diffusers:\n\n```python\n{python}\n```\n\n"
-            f'With twostage, `{{}}` standing for {_code(self._phrase)}:\n\n```sh\n{fetch}twostage generate {run} "'
-            f'{self._prompt.replace(self._phrase, "{}")}" -n 4\n```{self._guidance()}'
+            f"With twostage, `{{}}` standing for {_code(self._phrase)}:\n\n```sh\n{fetch}twostage generate {run} "
+            f"{prompt} -n 4\n```{self._guidance()}"
         )
 
     def _guidance(self) -> str:
@@ -216,13 +220,13 @@ class Card:
             "## How it was made",
             "",
             f"On {self._photos}, which are not part of this repository, in {seconds:.0f} s of "
-            f"training on {facts.get('device', 'an unknown device')}, "
+            f"training on {_code(str(facts['device'])) if 'device' in facts else 'an unknown device'}, "
             f"{facts.get('peak_memory_bytes', 0) / 2**30:.2f} GiB at the peak.",
         ]
         if chosen := facts.get("selection", {}).get("chosen"):
-            lines[-1] += f" The weights are those of step {chosen['step']} of stage {chosen['stage']}."
+            lines[-1] += f" The weights are those of step {int(chosen['step'])} of stage {int(chosen['stage'])}."
         if "from" in facts:
-            lines[-1] += f" Stage 1 was taken from another run, of recipe {_code(facts['from']['recipe'])}."
+            lines[-1] += f" Stage 1 was taken from another run, of recipe {_code(str(facts['from']['recipe']))}."
         lines += ["", self._captions(), "", "| option | value |", "|---|---|"]
         options = [("base", self.base), *_options(recipe)]
         options += [("subjects", phrase) for phrase in self._phrases[1:]]
@@ -293,4 +297,5 @@ def _is_hub_id(name: str) -> bool:
 def _code(text: str) -> str:
     """Text as it is, whatever Markdown would make of it."""
     line = " ".join(text.split())
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -22,6 +23,7 @@ from twostage.quiet import quiet
 from twostage.recipe import Recipe, Select
 from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo, open_photo
+from twostage.subject.pictures import Unusable, read_picture
 
 
 class Selection:
@@ -160,9 +162,11 @@ def _without_token(text: str, recipe: Recipe) -> str:
     return " ".join(plain.split())
 
 
-def _read(file: Any) -> Image.Image:
-    with Image.open(file) as picture:
-        return picture.convert("RGB")
+def _read(file: Path) -> Image.Image:
+    try:
+        return read_picture(file)
+    except Unusable as reason:
+        raise UserError(f"cannot read the sample {file}: {reason}; remove it, and go on with --resume") from None
 
 
 def _line(found: Measured) -> str:

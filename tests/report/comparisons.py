@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -140,6 +141,7 @@ def _draw(folder: Path, data: dict[str, Any], subject: str, identity: float, rng
             scene = world.sample_scene(np.random.default_rng([8, number]), subject in world.LIVE, plain=True)
             world.draw(_itself(subject), scene).save(path)
         data["result"]["held_out" if number == 3 else "photos"].append(str(path))
+        data["result"].setdefault("photo_sha256", []).append(hashlib.sha256(path.read_bytes()).hexdigest())
     for kind, likeness in (("subject", identity), ("base_subject", 0.0)):
         (folder / "evaluation" / kind).mkdir(parents=True, exist_ok=True)
         names = []

@@ -12,7 +12,7 @@ from twostage.comparing.jobs import Job, by_urgency
 from twostage.comparing.place import Place
 from twostage.comparing.watch import progress_of
 from twostage.display import Display
-from twostage.errors import UserError
+from twostage.errors import UserError, shown, without_secrets
 from twostage.method.interrupt import stop_on_signals
 
 _POLL_SECONDS = 0.5
@@ -100,8 +100,9 @@ def _note(ended: Ended, outcomes: Outcomes, place: Place, display: Display) -> N
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         if not isinstance(error, KeyboardInterrupt):
             file = f"errors/{ended.name.replace('/', '_').replace(' ', '_')}.txt"
-            place.write(file, "".join(traceback.format_exception(error)))
+            place.write(file, without_secrets("".join(traceback.format_exception(error))))
             reason += f" (see {place.join(file)})"
+    reason = shown(reason)
     outcomes.failed[ended.name] = reason
     if not isinstance(error, KeyboardInterrupt):
         display.say(f"failed: {ended.name}: {reason}")

@@ -24,7 +24,7 @@ from twostage.comparing.record import Record
 from twostage.comparing.request import Machine, Request
 from twostage.comparing.tasks import Evaluate
 from twostage.display import Display, terminal_display
-from twostage.errors import UserError
+from twostage.errors import UserError, without_secrets
 from twostage.evaluating import FILE as EVALUATION
 from twostage.recipe_evaluation import Evaluation
 from twostage.report.pooling import Estimate, Pool
@@ -66,7 +66,7 @@ def run(
     record = Record(place)
     record.open(request)
     check(request, cells)
-    command = command or record.facts.get("command", "")
+    command = without_secrets(command) or record.facts.get("command", "")
     threads = int(record.facts.get("threads") or max(_cores() // workers, 1))
     with ExitStack() as held, _engine(machine, workers, threads) as engine:
         measured = record.facts.get("steps") or steps_of_budget(request, cells, engine, threads, place, display)

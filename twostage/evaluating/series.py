@@ -160,7 +160,6 @@ def read_drawn(file: Path, side: int) -> Image.Image | None:
     """The picture in a file that was drawn before; None where it is not there, or damaged."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:
-            image = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+            return picture.convert("RGB") if picture.size == (side, side) else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
-    return image if image.size == (side, side) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from twostage.export import Options, Source, Written
 from twostage.export.shared.files import cast, main_file, save, without_tokens
 from twostage.families import load_base
 from twostage.quiet import quiet
+from twostage.reading import parse_json, read_json
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.subject.tokens import embedding_file_name, save_embedding
 from twostage.weights import PICKLES, refuse_archive
@@ -63,14 +65,14 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         "whole": whole,
         "differences": options.precision != "float32",
         "adapters": {
-            component: json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+            component: read_json(path / _CONFIG)
             for component, path in source.adapters.items()
         },
     }
     file = main_file(source, folder)
     save(tensors, file, **{_METADATA: json.dumps(facts)})
     needs = f"it needs the base {source.base.source!r} of sha256 {source.base.content_hash[:12]}"
-    return Written([needs, f'draw with it: twostage generate {{folder}}/{file.name} "{source.prompt}"'])
+    return Written([needs, f"draw with it: twostage generate {{folder}}/{file.name} {shlex.quote(source.prompt)}"])
 
 
 def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
@@ -142,7 +144,7 @@ def _changed(source: Source, component: str) -> Iterator[tuple[str, Tensor, Tens
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {})[_METADATA])
+            facts = parse_json((opened.metadata() or {})[_METADATA])
         _check(file, facts)
         return facts, load_file(file)
     except UserError:

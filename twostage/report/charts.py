@@ -148,7 +148,7 @@ def _line(pool: Pool, strategy: str, kind: str, figure: str) -> Trace | None:
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": strategy,
+        "name": plain(strategy),
         "x": list(whole),
         "y": means,
         "line": {"color": colour(pool, strategy), "width": 2},

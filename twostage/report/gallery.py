@@ -11,14 +11,14 @@ import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
-
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from twostage.report.formats import plural
 from twostage.report.pooling import BASE, Cell, Pool
 from twostage.report.reading import Run
+from twostage.subject.pictures import Unusable, thumbnail
 
 MAX_PANELS, MAX_PROMPTS, MAX_PHOTOS = 12, 12, 6
 LARGEST_SIDE, SMALLEST_SIDE = 512, 160
@@ -94,8 +94,7 @@ class Gallery:
                 content = path.read_bytes()
                 digest = hashlib.sha256(content).digest()
                 shown = f"={seen[digest]}" if digest in seen else data_uri(content, self.side)
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
-                # What PIL raises for files that were cut short or are none of its formats.
+            except (OSError, Unusable):
                 yield json.dumps([key, None])
             else:
                 seen.setdefault(digest, key)
@@ -103,13 +102,13 @@ class Gallery:
 
 
 def data_uri(content: bytes, side: int) -> str:
-    """A picture as WebP, upright, no larger than `side`, without its metadata (place and camera among them)."""
-    with Image.open(io.BytesIO(content)) as opened:
-        opened.draft("RGB", (side, side))
-        image = ImageOps.exif_transpose(opened).convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    """A picture as WebP, upright, no larger than `side`, without its metadata (place and camera among them).
+
+    Raises:
+        Unusable: it is no picture, or too large.
+    """
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=84, method=4)
+    thumbnail(io.BytesIO(content), side).save(buffer, "WEBP", quality=84, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -175,20 +174,53 @@ def _panel(gallery: Gallery, pool: Pool, cell: Cell) -> Panel | None:
 
 
 def _photos(run: Run) -> tuple[list[Path], list[Path]]:
-    """Photos trained on and held out, as far as they are at hand: by their paths, else where the recipe has them."""
-    result, places = run.document.result, {}
+    """Photos trained on and held out, as far as they are at hand: by their paths, else where the recipe has them.
+
+    Only those whose bytes the run knows: else whoever made the run could have any picture of this machine put into a
+    report that is passed on.
+    """
+    result, places, known = run.document.result, {}, _known_photos(run)
     try:
         data = tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")).get("data", {})
         places = {"photos": [data["photos"]], "held_out": data.get("held_out", [])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # Another trainer's result has no recipe of ours.
 
     def found(names: Sequence[str], kind: str) -> list[Path]:
         folders = [run.folder, *(Path(place) for place in places.get(kind, ()))]
         tried = ([*(folder / name for folder in folders), *(f for f in folders if f.name == name)] for name in names)
-        return [file for files in tried if (file := next((file for file in files if file.is_file()), None))]
+        there = (file for files in tried if (file := next((file for file in files if os.path.isfile(file)), None)))
+        return list(islice((file for file in there if _sha256(file) in known), MAX_PHOTOS))
 
     return found(result.photos, "photos"), found(result.held_out, "held_out")
+
+
+def _known_photos(run: Run) -> set[str]:
+    """sha256 of the photos that a run, or who evaluated it, has seen."""
+    known = set(run.document.result.photo_sha256)
+    try:
+        facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+        known |= {str(photo["sha256"]) for kind in ("photos", "held_out") for photo in facts.get(kind, [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # Another trainer's result has none.
+    return known
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """A file of a folder by its name; None where that leads out of it, by itself or by a link."""
+    try:
+        file = (folder / name).resolve()
+        return file if file.is_relative_to(folder.resolve()) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _row(gallery: Gallery, run: Run, name: str, kind: str, places: Sequence[int]) -> Row:
@@ -197,8 +229,8 @@ def _row(gallery: Gallery, run: Run, name: str, kind: str, places: Sequence[int]
     each = max(1, len(files) // max(len(prompts), 1))
     noun = run.document.result.class_noun or run.subject
     shots = [
-        gallery.add(run.folder / files[place * each], f"{name}: {prompts[place].replace('{}', noun)}")
-        if place * each < len(files)
+        gallery.add(file, f"{name}: {prompts[place].replace('{}', noun)}")
+        if place * each < len(files) and (file := _inside(run.folder, files[place * each]))
         else None
         for place in places
     ]

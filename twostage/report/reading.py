@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
+from twostage.weights import is_archive
+
 FORMAT = 1
 
 
@@ -39,6 +41,7 @@ class Result(BaseModel):
     subject: str = ""
     photos: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    photo_sha256: tuple[str, ...] = ()
     seed: int | None = None
     steps: dict[str, int] = Field(default_factory=dict)
     train_seconds: FiniteFloat | None = None
@@ -174,13 +177,15 @@ def _read(folder: Path) -> Document:
         ValueError: why it cannot be had, in a few words.
     """
     path = folder / "evaluation.json"
+    if is_archive(folder):
+        raise ValueError("it is an archive, and archives are not unpacked here: unpack it yourself")
     if not os.path.isdir(folder):
         raise ValueError("there is no such folder")
     if not os.path.isfile(path):
         raise ValueError("it is not evaluated; run `twostage evaluate` on it")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"evaluation.json cannot be read ({error}); evaluate it again") from error
     if isinstance(data, dict) and data.get("format") not in (None, FORMAT):
         raise ValueError(f"evaluation.json has format {data['format']}, this version reads {FORMAT}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,7 +143,8 @@ def markdown(
 
 def _md(text: str) -> str:
     """Text in Markdown that stays text."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+    plain = re.sub(r"([\\|\[\]`])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return " ".join(plain.splitlines())
 
 
 def _md_cell(cell: Cell) -> str:
@@ -173,21 +175,26 @@ def csv_text(pool: Pool, beside: Path) -> str:
                 low, high = figure.interval or ("", "")
                 writer.writerow(
                     {
-                        "strategy": run.strategy,
-                        "subject": run.subject,
+                        "strategy": _no_formula(run.strategy),
+                        "subject": _no_formula(run.subject),
                         "seed": run.seed,
                         "row": row,
-                        "figure": name,
-                        "title": figure.title,
+                        "figure": _no_formula(name),
+                        "title": _no_formula(figure.title),
                         "value": figure.value,
                         "low": low,
                         "high": high,
                         "better": figure.better,
-                        "folder": shown_path(run.folder, beside),
+                        "folder": _no_formula(shown_path(run.folder, beside)),
                     }
                     | (told if row == "result" else {})
                 )
     return buffer.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """Text that a spreadsheet takes for no formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def shown_path(path: Path, beside: Path) -> str:

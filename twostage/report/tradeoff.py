@@ -103,7 +103,7 @@ def _point(pool: Pool, name: str, x: Estimate, y: Estimate, side: str) -> Trace:
     return {
         "type": "scatter",
         "mode": "markers+text",
-        "name": name,
+        "name": plain(name),
         "text": [plain(name)],
         "textposition": side,
         "x": [x.value],

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from twostage.errors import UserError
+from twostage.errors import UserError, without_secrets
 from twostage.report import page, tables
 from twostage.report.formats import plural
 from twostage.report.gallery import choose
@@ -81,6 +81,7 @@ def write(
     if not runs:
         why = f": {skipped[0].folder}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"there is no evaluated run to report{why}")
+    command = without_secrets(command)
     pool = Pool(runs)
     judged = verdict(pool)
     title = title or default_title(pool)

@@ -7,6 +7,8 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -114,24 +116,34 @@ def read_picture(path: Path, background: str = "white") -> Image.Image:
         raise Unusable(reason_of(error)) from None
 
 
+def thumbnail(file: BinaryIO, side: int) -> Image.Image:
+    """A picture in RGB, upright, no larger than `side` pixels; of an animation the first frame.
+
+    Raises:
+        Unusable: it is broken, above 100 megapixels, or of a kind that cannot be read.
+    """
+    with _decoding():
+        image = _opened(file)
+        image.draft("RGB", (side, side))
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return upright
+
+
 def read_nature(path: Path) -> Nature:
     """What is told of a picture file that can be read.
 
     Raises:
         Unusable: it has been damaged since it was checked.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=sorted(set(Image.OPEN) - _NOT_PHOTOS)) as image:
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                clear = 0.0
-                if image.has_transparency_data:
-                    alpha = image.convert("RGBA").getchannel("A").histogram()
-                    clear = sum(alpha[:128]) / sum(alpha)
-                return Nature(orientation in range(2, 9), clear, image.mode.startswith(("1", "L", "I", "F")))
-    except _DECODER_ERRORS as error:
-        raise Unusable(f"broken: {printable(error)}") from None
+    with _decoding(), path.open("rb") as file:
+        image = _opened(file)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        clear = 0.0
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A").histogram()
+            clear = sum(alpha[:128]) / sum(alpha)
+        return Nature(orientation in range(2, 9), clear, image.mode.startswith(("1", "L", "I", "F")))
 
 
 def crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -172,27 +184,40 @@ def _decode(file: BinaryIO, background: str, *, quick: bool = False) -> tuple[Im
     """An upright RGB picture, and its full size; `quick` reads all bytes of a JPEG but computes fewer of its pixels."""
     if not os.fstat(file.fileno()).st_size:
         raise Unusable("0 bytes")
+    with _decoding():
+        image = _opened(file)
+        _refuse_animated(image)
+        stored = image.size
+        drafted = quick and image.draft("RGB", (64, 64)) is not None
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        upright = _to_rgb(ImageOps.exif_transpose(image), background)
+    if not drafted:
+        return upright, upright.size
+    return upright, stored[::-1] if turned else stored
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """A picture of which nothing but the head is read yet: what can be refused by that is."""
+    image: Image.Image = Image.open(file, formats=sorted(set(Image.OPEN) - _NOT_PHOTOS))
+    _refuse_large(image)
+    return image
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Tell what decoders raise in a few words, as Unusable."""
     with warnings.catch_warnings():
         # PIL warns of sizes that are allowed here, and of flaws that do not keep a picture from being read.
         warnings.simplefilter("ignore")
         try:
-            image: Image.Image = Image.open(file, formats=sorted(set(Image.OPEN) - _NOT_PHOTOS))
-            _refuse_large(image)
-            _refuse_animated(image)
-            stored = image.size
-            drafted = quick and image.draft("RGB", (64, 64)) is not None
-            image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            upright = _to_rgb(ImageOps.exif_transpose(image), background)
+            yield
         except Image.DecompressionBombError:
             raise Unusable(f"more than {MAX_MEGAPIXELS} megapixels") from None
         except Image.UnidentifiedImageError:
             raise Unusable("broken, or not a picture") from None
         except _DECODER_ERRORS as error:
             raise Unusable(f"broken: {printable(error)}") from None
-    if not drafted:
-        return upright, upright.size
-    return upright, stored[::-1] if turned else stored
 
 
 def _refuse_large(image: Image.Image) -> None:
