@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from twostage.errors import UserError
+from twostage.weights import refuse_archive
 
 
 def push(
@@ -26,6 +27,7 @@ def push(
 
     Log in first, with `hf auth login` or HF_TOKEN. Example: twostage push runs/two-stage-photos me/my-backpack
     """
+    refuse_archive(run, "the run folder in it")
     if not os.path.isdir(run):  # False, where run.is_dir() is a PermissionError
         raise UserError(f"{run} is no run folder: `twostage train` makes one")
 

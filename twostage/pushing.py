@@ -80,6 +80,9 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
         folder: of a finished run, its facts read.
         recipe: the run's.
         repo: user/name.
+
+    Raises:
+        UserError: one is a link that leads out of the folder.
     """
     local = os.path.isdir(os.path.expanduser(recipe.base))
     # A path on this machine is nobody's business, and leads nowhere on another.
@@ -98,12 +101,13 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
         "recipe.toml": dump_recipe(shown).encode(),
         "run.json": (json.dumps(_public_facts(folder.facts, base), indent=2) + "\n").encode(),
     }
-    for name in _RESULTS:
-        for path in sorted((folder.path / name).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                files[path.relative_to(folder.path).as_posix()] = path
+    found = [path for name in _RESULTS for path in sorted((folder.path / name).rglob("*"))]
     if samples := result_samples(folder):
-        for path in sorted([*samples.glob("*.png"), samples.with_name(f"{samples.name}.png")]):
+        found += sorted([*samples.glob("*.png"), samples.with_name(f"{samples.name}.png")])
+    for path in found:
+        if not path.resolve().is_relative_to(folder.path.resolve()):
+            raise UserError(f"{path} is a link to a file that is no part of the run; put the file itself there to push")
+        if path.is_file() and not path.name.startswith("."):
             files[path.relative_to(folder.path).as_posix()] = path
     if "adapter/unet/adapter_config.json" in files and local:
         files |= _without_path(files, base)
@@ -122,7 +126,7 @@ def _without_path(files: dict[str, Path | bytes], base: str) -> dict[str, Path |
     described: dict[str, Path | bytes] = {}
     for name, path in files.items():
         if name.endswith("adapter_config.json") and isinstance(path, Path):
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_json(path)
             described[name] = json.dumps(config | {"base_model_name_or_path": base}, indent=2).encode()
     return described
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from twostage.errors import UserError
 from twostage.recipe import Data, Recipe, Section, Token
 from twostage.recipe_file import load_recipe
+from twostage.weights import refuse_archive
 
 # What a token was learned as. A token is used so too, or it is another one.
 _TOKEN = ("placeholder", "num_vectors", "role")
@@ -20,6 +21,7 @@ def read_recipe(run: Path) -> Recipe:
     Raises:
         UserError: there is no run, or it learns no token.
     """
+    refuse_archive(run, "the run folder in it")
     if not (run / "recipe.toml").is_file():
         raise UserError(f"--from {run}: there is no run (no recipe.toml); give a run folder that learned a token")
     recipe = load_recipe(str(run / "recipe.toml"))

@@ -16,6 +16,7 @@ from twostage.comparing.request import ComparedSubject, Request
 from twostage.errors import UserError
 from twostage.recipe import Recipe
 from twostage.recipe_file import STAGES, load_recipe
+from twostage.weights import is_archive
 
 _NO_SAMPLES = {"sample.per_prompt": 0}
 # Letters of a value in a folder's name.
@@ -187,6 +188,8 @@ def _mistakes_of_subjects(request: Request) -> list[str]:
     for subject in request.subjects:
         if str(subject.photos) == ".":  # What "$UNSET" becomes, too.
             wrong.append("a folder of photos is empty or '.': name the folder with the subject's photos")
+        elif is_archive(subject.photos):
+            wrong.append(f"{subject.photos} is an archive, and archives are not unpacked here: unpack it yourself")
         elif not os.path.isdir(subject.photos):
             wrong.append(f"there is no folder of photos {subject.photos}")
         wrong += [f"there is no held-out photo or folder {path}" for path in subject.held_out if not path.exists()]

@@ -32,6 +32,7 @@ from twostage.quiet import quiet
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
 from twostage.subject.photos import Photo, open_mask, open_photo
+from twostage.weights import refuse_archive
 from twostage.writing import UNFINISHED, whole_file, writing
 
 from .result import Result, open_pipeline, open_run
@@ -71,6 +72,7 @@ def evaluate(
         UserError: there is no finished run, a photo or suite cannot be read, the output cannot be written, or the run
             draws nothing but black.
     """
+    refuse_archive(run, "the run folder in it")
     if output is None and os.path.isfile(run):
         raise UserError(f"{run} is a delta: say where its evaluation goes, with --output FOLDER")
     result = open_run(run, held_out)
@@ -200,6 +202,9 @@ class _Pictures:
         self._facts = json.dumps(facts, indent=2)
         stored = self._root / "pictures.json"
         _make_folder(self._root)
+        for path in (self._root, *self._root.iterdir()):
+            if path.is_symlink():  # What is drawn or forgotten would be so elsewhere.
+                raise UserError(f"{path} is a link, and pictures would go where it leads; remove it")
         if _text_of(stored) != self._facts:
             self._forget(stored)
             with whole_file(stored) as temporary:

@@ -10,6 +10,7 @@ from twostage.recipe import Data
 from twostage.subject.copies import Thumbnail, find_copy
 from twostage.subject.photos import Photo, find_photo, find_photos, open_photo
 from twostage.subject.pictures import Unusable, printable
+from twostage.weights import refuse_archive
 
 
 def find_held_out(data: Data) -> list[Photo]:
@@ -24,6 +25,7 @@ def find_held_out(data: Data) -> list[Photo]:
             raise UserError(
                 f"the held-out photo {printable(path)} does not exist; give a photo of the subject, or a folder of them"
             )
+        refuse_archive(path, "the photo, or the folder with the photos")
         try:
             photos = find_photos(path) if os.path.isdir(path) else [find_photo(path)]
         except Unusable as reason:

@@ -31,6 +31,7 @@ from twostage.subject.pictures import (
     read_picture,
     reason_of,
 )
+from twostage.weights import refuse_archive
 
 MAX_REPEATS = 1000
 MASK_ENDING = "-masklabel"
@@ -235,6 +236,7 @@ def some_of(names: list[str], limit: int = 5) -> str:
 
 
 def _list(folder: Path) -> list[str]:
+    refuse_archive(folder, "the folder with the photos")
     if os.path.isfile(folder):
         raise UserError(f"{printable(folder)} is a file, not a folder; give the folder that holds the photos")
     try:
