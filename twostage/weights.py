@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.errors import UserError
+from twostage.reading import read_json
 
 PICKLES = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
 _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}
@@ -54,19 +55,6 @@ def pipeline_conversion(path: Path) -> str:
     given = json.dumps(str(path)) + (", use_safetensors=False" if path.is_dir() else "")
     script = f'from diffusers import StableDiffusionPipeline as P; P.{read}({given}).save_pretrained("converted")'
     return f"{_WHY}; if you trust who made it, convert it, and give converted/: python -c {shlex.quote(script)}"
-
-
-def read_json(path: Path) -> Any:
-    """What a file of JSON holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, or its lists lie too deep in each other.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("lists or tables too deep in each other") from error
 
 
 def check_folder(folder: Path, *, code: bool = False) -> None:

@@ -50,6 +50,17 @@ def test_lines_are_read_back_as_they_were_and_a_cut_one_is_left_out(tmp_path: Pa
     assert read_measured(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize(
+    "damage", [{"step": "x"}, {"stage": None}, {"score": [1]}, {"copying": float("nan")}, {"x": 1}]
+)
+def test_a_damaged_line_is_left_out(tmp_path: Path, damage: dict[str, object]) -> None:
+    text = json.dumps(asdict(line(0.5, 0.6)) | damage)
+    (tmp_path / "selection.jsonl").write_text(
+        text + "\nnull\n" + "[" * 5000 + "\n" + json.dumps(asdict(line(0.1, 0.2)))
+    )
+    assert read_measured(tmp_path) == [line(0.1, 0.2)]
+
+
 def test_a_curve_has_a_point_for_each_line_and_no_figure_that_was_not_measured(tmp_path: Path) -> None:
     lines = [line(0.4, None, 200), line(0.7, 0.6, 400)]
     (tmp_path / "selection.jsonl").write_text("".join(json.dumps(asdict(found)) + "\n" for found in lines))

@@ -89,6 +89,15 @@ def test_an_encoder_is_known_by_its_weights_and_preprocessing(random_encoders: d
     assert Encoder(ViTEmbedder(other)).sha256 != first
 
 
+@pytest.mark.parametrize("settings", [{"size": None}, {"image_mean": "x"}, {"rescale_factor": {}}])
+def test_an_encoder_that_cannot_see_is_refused_when_it_is_loaded(tmp_path: Path, settings: dict[str, object]) -> None:
+    folder = Path(shutil.copytree(pocket_folder("vit"), tmp_path / "vit"))
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(UserError, match="cannot load the dino encoder"):
+        load_encoders((f"dino={folder}", "clip=none"), pocket=True)
+
+
 def test_a_picture_is_encoded_once(pictures: list[Image.Image], cache: Path) -> None:
     uncached = ViTEmbedder(pocket_folder("vit")).images(pictures)
     first, second = (load_encoders((), pocket=True).by_role["dino"] for _ in range(2))

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from benchmarks.random_sd15 import SIZES, make_tokenizer, write_pipeline
 from twostage.errors import UserError
 from twostage.families import known_families, load_base
-from twostage.method.sampling import assemble
+from twostage.method.sampling import assemble, check_steps
 
 
 @pytest.fixture
@@ -153,6 +153,46 @@ def test_weights_of_another_shape_are_refused_in_one_line(own_base: Path) -> Non
     with pytest.raises(UserError, match="unet") as error:
         _ = base.unet
     assert "\n" not in str(error.value)
+
+
+def _use(folder: Path) -> None:
+    base = load_base(str(folder))
+    for model in base.family.MODELS:
+        base.outline(model)
+    check_steps(base, 2)
+    assemble(base)
+
+
+# Part, setting, value: found by fuzzing, each was a traceback.
+ODD = [
+    ("vae", "up_block_types", [True]),
+    ("unet", "out_channels", -4),
+    ("unet", "sample_size", 10**9),
+    ("unet", "sample_size", "8"),
+    ("text_encoder", "num_attention_heads", None),
+    ("text_encoder", "hidden_act", "x" * 1000),
+    ("scheduler", "_class_name", 3),
+    ("scheduler", "num_train_timesteps", 0),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), ODD)
+def test_a_setting_of_another_kind_is_refused_in_one_line(own_base: Path, part: str, name: str, value: object) -> None:
+    file = own_base / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(UserError) as caught:
+        _use(own_base)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"version": "1.0", "model": null}', "{}"])
+def test_a_tokenizer_that_is_none_is_refused_in_one_line(own_base: Path, content: str) -> None:
+    (own_base / "tokenizer" / "tokenizer.json").write_text(content)
+    for use in (assemble, lambda base: base.tokenizer):
+        with pytest.raises(UserError, match="cannot load") as caught:
+            use(load_base(str(own_base)))
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_hub_id_without_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from twostage.errors import UserError
 from twostage.recipe import Token
@@ -196,3 +197,14 @@ def test_a_file_that_cannot_be_written_or_read_is_one_line(tmp_path):
 )
 def test_file_name(name, file):
     assert embedding_file_name(name) == file
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [torch.zeros(0, 16), torch.zeros(0), torch.zeros(2, 0), torch.full((1, 16), torch.inf), torch.ones(1, 16).int()],
+)
+def test_a_file_of_no_rows_or_no_numbers_is_one_line(tmp_path, rows):
+    save_file({"<rare>": rows}, tmp_path / "rare.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_embedding(tmp_path / "rare.safetensors")
+    assert len(str(caught.value).splitlines()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 from twostage.errors import UserError
 from twostage.lock import Lock
+from twostage.reading import parse_json
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Place:
     def facts(self, name: str) -> dict[str, Any]:
         """What a file of JSON holds; nothing where there is none, or it is damaged."""
         try:
-            found = json.loads(self._bytes(name) or b"{}")
+            found = parse_json(self._bytes(name) or b"{}")
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}

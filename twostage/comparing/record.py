@@ -11,6 +11,7 @@ from twostage.comparing.place import Place
 from twostage.comparing.plan import Cell
 from twostage.comparing.request import Request
 from twostage.errors import UserError
+from twostage.reading import parse_json
 
 FILE = "compare.json"
 FORMAT = 1
@@ -38,7 +39,7 @@ class Record:
         if text is None:
             return
         try:
-            facts = json.loads(text)
+            facts = parse_json(text)
             stored = dict(facts["request"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._place.join(FILE)} is broken ({error}); choose another output") from error

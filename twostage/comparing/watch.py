@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from twostage.comparing.jobs import Job, expected_pictures, training_cost
 from twostage.comparing.tasks import Evaluate, LearnToken, Train
+from twostage.reading import parse_json
 
 
 def progress_of(job: Job, root: Path | None) -> tuple[float, str]:
@@ -57,7 +57,7 @@ def _last_line(file: Path) -> dict[str, Any]:
         return {}
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            found = parse_json(line)
         except ValueError:
             continue  # It is being written.
         if isinstance(found, dict):

@@ -12,7 +12,8 @@ below 0 counts as 0.
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from twostage.evaluation.encoders import Encoders
 from twostage.evaluation.figures import Better, Figure, dump_figure
 from twostage.evaluation.metrics.copying import nearest
 from twostage.evaluation.metrics.identity import identity
+from twostage.reading import parse_json
 
 FILE = "selection.jsonl"
 
@@ -40,6 +42,15 @@ class Measured:
     prompt_fidelity: float | None
     copying: float | None
     score: float | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all are numbers, as those that a disk has damaged may not be."""
+        figures = (self.identity_seen, self.identity_unseen, self.prompt_fidelity, self.copying, self.score)
+        whole = all(type(number) is int for number in self.place)
+        return whole and all(
+            type(value) in (float, int) and math.isfinite(value) for value in figures if value is not None
+        )
 
     @property
     def place(self) -> tuple[int, int]:
@@ -95,18 +106,22 @@ class Measurer:
 def read_measured(run: Path) -> list[Measured]:
     """The lines of a run's selection.jsonl, in their order; none where nothing was measured.
 
-    A line that a kill has cut short is left out.
+    A line that a kill has cut short, or a disk has damaged, is left out.
     """
+    if not os.path.isfile(run / FILE):
+        return []
     try:
-        lines = (run / FILE).read_text(encoding="utf-8").splitlines()
+        lines = (run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     measured = []
     for line in lines:
         try:
-            measured.append(Measured(**json.loads(line)))
+            found = Measured(**parse_json(line))
         except (ValueError, TypeError):
             continue
+        if found.is_sound:
+            measured.append(found)
     return measured
 
 

@@ -15,12 +15,12 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from twostage.cache import Shelf
 from twostage.errors import UserError
 from twostage.evaluation.embedders import BATCH, CLIPEmbedder, ViTEmbedder
+from twostage.loading import loading
 from twostage.pocket import PocketModel, pocket_folder
 from twostage.quiet import quiet
 from twostage.weights import refuse_archive
@@ -199,16 +199,11 @@ def _download(role: str, hub_id: str, device: str, asked_for: bool) -> Embedder 
 
 def _load(role: str, source: str | Path, device: str, local_files_only: bool = False) -> Embedder:
     kind = CLIPEmbedder if role == "clip" else ViTEmbedder
-    with quiet():
-        try:
-            return kind(source, device, local_files_only=local_files_only)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            # The libraries have no common class for "this file is not what I expected".
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"cannot load the {role} encoder {source}: {reason}; get it anew, with safetensors weights, or name "
-                f"another with --encoder {role}=FOLDER"
-            ) from error
+    remedy = f"get it anew, with safetensors weights, or name another with --encoder {role}=FOLDER"
+    with loading(f"the {role} encoder {source}", remedy):
+        embedder = kind(source, device, local_files_only=local_files_only)
+        embedder.images([Image.new("RGB", (8, 8))])  # Its settings may be of no use, which is told first when it sees.
+        return embedder
 
 
 def _fingerprint(embedder: Embedder) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +25,7 @@ from twostage.export.shared.files import (
 )
 from twostage.export.shared.low_rank import changes, factorise, measure_loss
 from twostage.export.shared.original import is_stable_diffusion_2
+from twostage.reading import read_json
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -96,7 +96,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
 
 def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
     """The base with the LoRA merged into it and the tokens, by stock diffusers."""
-    pipeline = source.base.family.build_pipeline(source.base.folder)
+    pipeline = source.base.pipeline()
     pipeline.load_lora_weights(str(main_file(source, folder)))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -178,7 +178,9 @@ def _weights(net: Any) -> Iterator[Tensor]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "adapter_config.json")
+        if not isinstance(config, dict) or "peft_type" not in config:
+            raise ValueError("it describes no adapter")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / 'adapter_config.json'}: {error}; train the adapter anew") from error
     return config

@@ -31,10 +31,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from twostage.errors import UserError
-from twostage.lack import lacks_memory
+from twostage.loading import loading
 from twostage.pocket import pocket_folder
 from twostage.quiet import quiet
-from twostage.weights import PICKLES, check_folder, pipeline_conversion, read_json, refuse_archive
+from twostage.reading import read_json
+from twostage.weights import PICKLES, check_folder, pipeline_conversion, refuse_archive
 
 # Libraries that a pipeline's parts come from; the last is diffusers' own name for a module of it.
 _LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
@@ -80,7 +81,7 @@ class Base:
     def outline(self, name: str) -> Any:
         """A component's modules, on the meta device: names and shapes before anything large is loaded."""
         check_folder(self.folder / name)
-        with quiet():
+        with loading(self.folder / name):
             return self.family.outline(self.folder, name)
 
     @property
@@ -105,11 +106,20 @@ class Base:
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
         """The forward process of training, with the betas and the prediction type of the folder's own scheduler."""
-        with quiet():
+        with loading(self.folder / "scheduler"):
             scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(
                 self.folder, subfolder="scheduler", local_files_only=True
             )
         return scheduler
+
+    def pipeline(self, **components: Any) -> Any:
+        """The stock pipeline, with some components in place of the base's own; None leaves one out.
+
+        Raises:
+            UserError: a component's files are missing, broken or not what the family expects.
+        """
+        with loading(self.folder):
+            return self.family.build_pipeline(self.folder, **components)
 
     @cached_property
     def content_hash(self) -> str:
@@ -173,15 +183,8 @@ def load_part(family: ModuleType, folder: Path, name: str) -> Any:
     """
     if os.path.isdir(folder / name):
         check_folder(folder / name)
-    with quiet():
-        try:
-            return family.load(folder, name)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            # The libraries have no common class for "this file is not what I expected".
-            if lacks_memory(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"cannot load {folder / name}: {reason}; get it anew") from error
+    with loading(folder / name):
+        return family.load(folder, name)
 
 
 @cache

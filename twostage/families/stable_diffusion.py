@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from twostage.errors import UserError
 from twostage.quiet import quiet
+from twostage.reading import read_json
 
 with quiet():  # Its import warns of image processors that are not used here.
     from diffusers import StableDiffusionPipeline
@@ -24,6 +24,9 @@ COMPONENTS = ("tokenizer", "scheduler", *MODELS)
 _CLASSES: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 # Never loaded: they cost memory and training has no use for them.
 _LEFT_OUT: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+
+# Side of a base's pictures, in pixels.
+_LARGEST = 1 << 14
 
 
 def load(folder: Path, name: str) -> Any:
@@ -50,13 +53,14 @@ def outline(folder: Path, name: str) -> Any:
 def resolution(folder: Path) -> tuple[int, int]:
     """Side of the base's pictures in pixels, and how many pixels a latent's side spans."""
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        unet, vae = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
         size, reduction = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
-        side = size if isinstance(size, int) else min(size)
+        side = (size if isinstance(size, int) else min(size)) * reduction
+        if not isinstance(side, int) or not reduction <= side <= _LARGEST:
+            raise ValueError(f"sample_size = {str(size)[:80]}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read the configuration of the base in {folder}: {error!r}; get it anew") from error
-    return side * reduction, reduction
+    return side, reduction
 
 
 @torch.no_grad()

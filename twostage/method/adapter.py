@@ -37,15 +37,16 @@ from peft import (
 )
 from peft.tuners.boft import layer as boft_layer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twostage.errors import UserError
+from twostage.loading import loading
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
+from twostage.reading import read_json
 from twostage.recipe import Adapter
-from twostage.weights import PICKLES, conversion, read_json
+from twostage.weights import PICKLES, conversion
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 # What the names of `adapter.target_modules` stand for, beside the modules' own names and patterns.
@@ -236,16 +237,12 @@ def _read(net: nn.Module, folder: Path) -> PeftModel:
     for pickled in folder.glob("adapter_model*") if not (folder / _WEIGHTS).exists() else ():
         if pickled.suffix in PICKLES:
             raise UserError(f"cannot load the adapter in {folder}: {conversion(pickled)}")
-    try:
+    with loading(f"the adapter in {folder}", "train it anew"):
         # Where a file is missing here, PEFT would look for it on the hub.
         _refuse_foreign(read_json(folder / _CONFIG))
         (folder / _WEIGHTS).stat()
-        with _no_compiler(), quiet():
+        with _no_compiler():
             return PeftModel.from_pretrained(net, folder)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        # The library has no common class for "this file is not what I expected".
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load the adapter in {folder}: {reason}; train it anew") from error
 
 
 def _refuse_foreign(config: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from twostage.errors import UserError
 from twostage.families import Base, load_part, work_in_tiles
 from twostage.lack import lacks_memory
+from twostage.loading import loading
 from twostage.memory.heap import give_back
 from twostage.method.guidance import Guides, guided
 from twostage.quiet import quiet
@@ -38,9 +39,9 @@ def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **compon
         embedding: the tokens' names and their rows, (num_vectors, D).
         components: in place of the base's own: unet, text_encoder ...
     """
-    with quiet():
-        pipeline = base.family.build_pipeline(base.folder, **components)
-        if embedding is not None:
+    pipeline = base.pipeline(**components)
+    if embedding is not None:
+        with loading(f"the embedding of {' and '.join(embedding)} into {base.source}", "train it anew"):
             pipeline.load_textual_inversion([{name: rows} for name, rows in embedding.items()])
     if base.vae_in_tiles:
         work_in_tiles(pipeline.vae)
@@ -54,13 +55,12 @@ def check_steps(base: Base, num_inference_steps: int) -> None:
     Raises:
         UserError: it cannot; a PNDM scheduler that starts with Runge-Kutta steps, for one, needs at least four.
     """
-    with quiet():
-        pipeline = base.family.build_pipeline(base.folder, **dict.fromkeys(("tokenizer", *base.family.MODELS)))
-    scheduler = pipeline.scheduler
-    try:
-        scheduler.set_timesteps(num_inference_steps)
-    except ValueError as error:
-        raise _impossible_steps(scheduler, num_inference_steps) from error
+    scheduler = base.pipeline(**dict.fromkeys(("tokenizer", *base.family.MODELS))).scheduler
+    with loading(base.folder / "scheduler"):
+        try:
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            raise _impossible_steps(scheduler, num_inference_steps) from error
     # Some schedulers take more steps than there are noise levels, and fail half way.
     if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
         raise _impossible_steps(scheduler, num_inference_steps)
