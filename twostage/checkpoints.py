@@ -6,12 +6,15 @@ best-stage2-000400/  the weights of the best one, when the rest of it had to go
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,13 +22,16 @@ from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.method.loop import Progress
+from twostage.method.selfcheck import checksum
+from twostage.reading import read_json
 from twostage.recipe import Checkpoints
 from twostage.writing import remove_folder, whole_folder, writing
 
 # A stage and a step of it; they are compared as they come in a run.
 Place = tuple[int, int]
-# A weight of these and all that was kept of it are one: without the rest of the folder, they still drew its samples.
-_WEIGHTS = ("averaged.safetensors", "trained.safetensors")
+_NAME = re.compile(r"(best-)?stage\d-\d{6,}")
+# What reading a damaged checkpoint raises.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 class CheckpointFolder:
@@ -41,7 +47,12 @@ class CheckpointFolder:
     def all(self) -> list[Path]:
         """Oldest first."""
         # A millionth step has a seventh digit.
-        return sorted(self.path.glob("stage*-*"), key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
+        return sorted(self._named("stage"), key=lambda path: (path.name.split("-")[0], len(path.name), path.name))
+
+    def _named(self, start: str) -> list[Path]:
+        """Folders of checkpoints whose names begin so; what else lies there is not ours, and links lead elsewhere."""
+        there = self.path.glob(f"{start}*") if not self.path.is_symlink() else []
+        return [path for path in there if is_checkpoint_name(path.name) and path.is_dir() and not path.is_symlink()]
 
     def save(
         self, stage: int, progress: Progress, options: Checkpoints, best: Callable[[Place], Place | None] | None = None
@@ -61,13 +72,14 @@ class CheckpointFolder:
         _refuse_broken(stage, progress)
         files = {"trained": progress.trained, "optimizer": progress.optimizer, "averaged": progress.averaged}
         needs = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        sums = {name: _sums(tensors) for name, tensors in files.items()}
         final = self.path / checkpoint_name(stage, progress.step)
         with whole_folder(final, needs) as folder:
             for name, tensors in files.items():
                 if tensors or name != "averaged":
                     save_file(_in_rows(tensors), folder / f"{name}.safetensors")
-            state = {"stage": stage, "step": progress.step, "numbers": progress.numbers}
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            state = {"stage": stage, "step": progress.step, "numbers": progress.numbers, "sums": sums}
+            (folder / "state.json").write_text(json.dumps(_sealed(state)), encoding="utf-8")
         self.prune(options, best)
         return final
 
@@ -92,7 +104,7 @@ class CheckpointFolder:
                 os.replace(path, marked)
             else:
                 remove_folder(path)
-        for path in self.path.glob("best-*"):
+        for path in self._named("best-"):
             if place_of(path) in wanted:
                 _reduce_to_weights(path)
             else:
@@ -100,7 +112,7 @@ class CheckpointFolder:
 
     def drop(self, options: Checkpoints) -> None:
         """Remove those of a finished run that were not asked for."""
-        for path in self.path.glob("*stage*-*"):
+        for path in self._named("best-") + self.all():
             if place_of(path)[1] not in options.at:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -108,10 +120,10 @@ class CheckpointFolder:
         """What had been trained when a checkpoint's samples were drawn, by name; None where it is gone or damaged."""
         name = checkpoint_name(stage, step)
         for folder in (self.path / name, self.path / f"best-{name}"):
-            if there := [folder / file for file in _WEIGHTS if (folder / file).is_file()]:
+            if there := [kind for kind in ("averaged", "trained") if (folder / f"{kind}.safetensors").is_file()]:
                 try:
-                    return load_file(there[0])
-                except (OSError, SafetensorError):
+                    return _read(folder, there[0], _read_state(folder))
+                except _DAMAGED:
                     return None
         return None
 
@@ -124,13 +136,14 @@ class CheckpointFolder:
         """Stage and progress of the newest checkpoint that can be read; None where there is none."""
         for folder in reversed(self.all()):
             try:
-                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                trained = load_file(folder / "trained.safetensors")
-                optimizer = load_file(folder / "optimizer.safetensors")
+                state = _read_state(folder)
+                trained, optimizer = (_read(folder, kind, state) for kind in ("trained", "optimizer"))
                 average = folder / "averaged.safetensors"
-                averaged = load_file(average) if average.is_file() else {}
+                averaged = _read(folder, "averaged", state) if average.is_file() else {}
+                if place_of(folder) != (state["stage"], state["step"]):
+                    raise ValueError("of another place")
                 return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"], averaged)
-            except (OSError, ValueError, KeyError, SafetensorError):
+            except _DAMAGED:
                 continue  # Damaged after it was written: the one before it is the newest.
         return None
 
@@ -140,10 +153,58 @@ def checkpoint_name(stage: int, step: int) -> str:
     return f"stage{stage}-{step:06d}"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder called so is, or was, a checkpoint."""
+    return bool(_NAME.fullmatch(name))
+
+
 def place_of(path: Path) -> Place:
     """Of a checkpoint's folder or samples, whatever stands before the name or behind it."""
     stage, step = path.stem.split("-")[-2:]
     return int(stage.removeprefix("stage")), int(step)
+
+
+def _sums(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """What a tensor's bits, shape and type are known by again."""
+    return {name: [checksum(tensor), list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
+
+
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """With a hash of itself. What JSON reads, it writes again as it was."""
+    return {**state, "sha256": hashlib.sha256(json.dumps(state).encode()).hexdigest()}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What state.json says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not what was written.
+    """
+    state = read_json(folder / "state.json")
+    if not isinstance(state, dict):
+        raise ValueError("no table")
+    if "sha256" in state or "sums" in state:  # Checkpoints had neither at first.
+        bare = {name: value for name, value in state.items() if name != "sha256"}
+        if state != _sealed(bare):
+            raise ValueError("not what was written")
+    if {"stage", "step", "numbers"} - state.keys():
+        raise ValueError("not a checkpoint's")
+    return state
+
+
+def _read(folder: Path, kind: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file of a checkpoint.
+
+    Raises:
+        OSError, ValueError, SafetensorError: it cannot be read, or is not what was written.
+    """
+    file = folder / f"{kind}.safetensors"
+    if not file.is_file():  # Of a pipe, the end might never come.
+        raise ValueError("no file")
+    tensors = load_file(file)
+    if "sums" in state and _sums(tensors) != state["sums"][kind]:
+        raise ValueError("not what was written")
+    return tensors
 
 
 def _refuse_broken(stage: int, progress: Progress) -> None:

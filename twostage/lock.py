@@ -28,9 +28,11 @@ class Lock:
         """Keep other processes out until `release`.
 
         Raises:
-            UserError: one is in there.
+            UserError: one is in there; or the file is a link, which would be followed.
             OSError: the folder cannot be written.
         """
+        if self._file.is_symlink():
+            raise UserError(f"{self._file} is a link, and should be a file; remove it")
         try:
             with suppress(NotImplementedError):  # A network's file system may know no locks.
                 self._lock.acquire()

@@ -27,16 +27,23 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from twostage.checkpoints import CheckpointFolder, Place, place_of
+from twostage.checkpoints import CheckpointFolder, Place, is_checkpoint_name, place_of
 from twostage.errors import UserError
 from twostage.lock import Lock
 from twostage.memory.ladder import changed_recipe
 from twostage.method.loop import Step
 from twostage.method.sampling import grid
+from twostage.reading import parse_json
 from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
+from twostage.run_facts import FORMAT, read_facts
 from twostage.subject.tokens import embedding_file_name, save_embedding
-from twostage.writing import UNFINISHED, whole_file, whole_folder, writing
+from twostage.writing import UNFINISHED, remove, whole_file, whole_folder, writing
+
+_PARTS = (
+    *("recipe.toml", "run.json", "README.md", "metrics.jsonl", "selection.jsonl"),
+    *("embedding", "unet", "text_encoder", "adapter", "checkpoints", "samples"),
+)
 
 
 class RunFolder:
@@ -56,7 +63,14 @@ class RunFolder:
         self._lock = Lock(path, f"the run in {path}")
 
     def hold(self) -> None:
-        """Keep other processes out until `let_go`, or the end of this one; a UserError where one is here already."""
+        """Keep other processes out until `let_go`, or the end of this one.
+
+        Raises:
+            UserError: one is here already; or a part of the folder is a link, and what it leads to would be written.
+        """
+        for name in _PARTS:
+            if (self.path / name).is_symlink():
+                raise UserError(f"{self.path / name} is a link; put what it leads to there itself")
         with writing(self.path):
             self._lock.take()
 
@@ -96,15 +110,7 @@ class RunFolder:
         # os.path's answer is False where Path's is a PermissionError.
         if not all(os.path.isfile(self._file(name)) for name in ("run.json", "recipe.toml")):
             raise UserError(f"{self.path} holds no run (no run.json and recipe.toml); train one first")
-        try:
-            facts = json.loads(self._file("run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self._file('run.json')}: {error}; restore it, or train anew into another folder"
-            ) from error
-        if not isinstance(facts, dict):
-            raise UserError(f"{self._file('run.json')} holds no facts of a run; train into another folder")
-        self.facts = facts
+        self.facts = read_facts(self._file("run.json"))
         return load_recipe(str(self._file("recipe.toml")))
 
     @property
@@ -128,7 +134,7 @@ class RunFolder:
         self.hold()
         self._refuse_another()  # It may have begun here since `check_free`.
         try:
-            self.update(**facts, finished=False)
+            self.update(format=FORMAT, **facts, finished=False)
             for name, rows in (embeddings or {}).items():
                 save_embedding(self.embedding_file(name), name, rows)
             self._write_text("recipe.toml", dump_recipe(recipe))
@@ -212,23 +218,26 @@ class RunFolder:
 
     def rewind(self, stage: int, step: int) -> None:
         """Forget lines and samples after a step, and what an interrupted write left; called before going on there."""
-        for left in self.path.rglob(UNFINISHED + "*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        for drawn in self.path.glob("samples/stage*-*"):
-            if place_of(drawn) > (stage, step):
-                shutil.rmtree(drawn) if drawn.is_dir() else drawn.unlink()
+        with writing(self.path):
+            for left in list(self.path.rglob(UNFINISHED + "*")):
+                remove(left)
+            for drawn in self.path.glob("samples/stage*-*"):
+                if is_checkpoint_name(drawn.stem) and place_of(drawn) > (stage, step):
+                    remove(drawn)
         for name in ("metrics.jsonl", "selection.jsonl"):
             if self._file(name).is_file():
                 self._rewind_lines(name, (stage, step))
 
     def _rewind_lines(self, name: str, place: Place) -> None:
         kept = []
-        for line in self._file(name).read_text(encoding="utf-8").splitlines(keepends=True):
+        text = self._file(name).read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines(keepends=True):
             try:
-                entry = json.loads(line)
-            except ValueError:
+                entry = parse_json(line)
+                behind = (entry["stage"], entry["step"]) > place
+            except (ValueError, LookupError, TypeError):
                 break  # A kill can cut the last line short.
-            if (entry["stage"], entry["step"]) <= place:
+            if not behind:
                 kept.append(line)
         self._write_text(name, "".join(kept))
 

@@ -143,14 +143,7 @@ class Session:
                 self.display.say(f"note: the held-out photo {photo.path} leaks: the token was learned from it")
         if self._resumes:
             check_identity(self.folder, facts)
-            found = self.folder.checkpoints.newest()
-            if found:
-                self.reached_stage, self._progress = found
-                step = self._progress.step
-            where = (
-                f"going on after step {step} of stage {self.reached_stage}" if found else "no checkpoint yet: starting"
-            )
-            self.display.say(where)
+            step = self._find_progress()
         self.accelerator.wait_for_everyone()
         if self.is_main:
             if self._resumes:
@@ -170,6 +163,18 @@ class Session:
             if self.is_main and not self._resumes:
                 self.folder.abandon()
             raise
+
+    def _find_progress(self) -> int:
+        """Read the newest checkpoint; the step it is of, or 0."""
+        found, newest = self.folder.checkpoints.newest(), self.folder.checkpoints.newest_place()
+        if newest and (not found or newest != (found[0], found[1].step)):
+            self.display.say(f"note: the checkpoint {checkpoint_name(*newest)} is damaged, and passed over")
+        if not found:
+            self.display.say("no checkpoint yet: starting")
+            return 0
+        self.reached_stage, self._progress = found
+        self.display.say(f"going on after step {self._progress.step} of stage {self.reached_stage}")
+        return self._progress.step
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

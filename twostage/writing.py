@@ -67,7 +67,7 @@ def whole_folder(final: Path, needs: int = 0) -> Iterator[Path]:
         if before.exists() and not final.exists():
             os.replace(before, final)  # What a kill just between the two names left.
         for left in (temporary, before):
-            _remove(left)
+            remove(left)
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -94,6 +94,15 @@ def writing(path: Path, needs: int = 0, remedy: str = REMEDY) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {_reason(error)}{_room(error, path, needs)}; {remedy}") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link and not what it leads to; whatever of it cannot be, stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder of which a kill leaves all or nothing under its name.
 
@@ -101,7 +110,7 @@ def remove_folder(folder: Path) -> None:
         OSError: it cannot be removed.
     """
     removing = folder.with_name(f"{UNFINISHED}removing-{folder.name}")
-    _remove(removing)
+    remove(removing)
     os.replace(folder, removing)
     shutil.rmtree(removing)
 
@@ -138,15 +147,7 @@ def _put_in_place(temporary: Path, final: Path, before: Path) -> None:
             os.replace(before, final)
         raise
     _flush_folder(final.parent)
-    _remove(before)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    remove(before)
 
 
 def _flush_folder(folder: Path) -> None:
