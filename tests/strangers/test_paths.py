@@ -37,10 +37,16 @@ from twostage.subject.photos import find_photos
 from twostage.subject.tokens import embedding_file_name, load_embedding
 
 
-@pytest.fixture
-def delta(finished: Path, tmp_path: Path) -> Path:
-    exported = export(finished, "delta", tmp_path / "exported", display=Display())
+@pytest.fixture(scope="module")
+def whole_delta(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    exported = export(finished, "delta", tmp_path_factory.mktemp("exported") / "delta", display=Display())
     return exported.folder / next(iter(exported.files))
+
+
+@pytest.fixture
+def delta(whole_delta: Path, tmp_path: Path) -> Path:
+    """One of the test's own."""
+    return Path(shutil.copy(whole_delta, tmp_path))
 
 
 def with_facts(delta: Path, **changes: Any) -> Path:
