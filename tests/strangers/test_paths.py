@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,9 @@ from twostage.evaluating import evaluate, open_run
 from twostage.evaluation.encoders import load_encoders
 from twostage.exporting import export
 from twostage.families import load_base
+from twostage.method.loop import Progress
 from twostage.pushing import files_to_push
+from twostage.recipe import Checkpoints
 from twostage.recipe_file import load_recipe
 from twostage.recipe_fork import read_recipe
 from twostage.report.gallery import choose
@@ -157,6 +160,41 @@ def test_an_evaluation_neither_writes_nor_removes_through_a_link(finished: Path,
         (run / "evaluation").mkdir(exist_ok=True)
         (run / "evaluation" / "pictures.json").write_text("{}")
     (outside / "pictures.json").unlink()
+    assert untouched(outside)
+
+
+def test_a_run_that_is_gone_on_with_removes_nothing_through_a_link(
+    finished: Path, outside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    folder = RunFolder(run)
+    folder.open()
+    for name in ("optimizer.safetensors", "trained.safetensors"):
+        (outside / name).write_bytes(b"mine")
+    (run / "checkpoints").mkdir(exist_ok=True)
+    for place in ("checkpoints/stage1-000001", "checkpoints/best-stage1-000002", "samples/stage2-000009", ".writing-x"):
+        (run / place).symlink_to(outside)
+    for step in (3, 4):
+        progress = Progress(step, {"a": torch.zeros(1)}, {"b": torch.zeros(1)}, {"c": 0.0})
+        folder.checkpoints.save(1, progress, Checkpoints(every=1, keep=1), best=lambda place: (1, 1))
+    folder.rewind(1, 2)
+    folder.checkpoints.drop(Checkpoints())
+    for name in ("optimizer.safetensors", "trained.safetensors"):
+        assert (outside / name).read_bytes() == b"mine"
+        (outside / name).unlink()
+    assert untouched(outside)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "embedding", "metrics.jsonl", ".lock"])
+def test_a_run_whose_parts_are_links_is_not_gone_on_with(
+    name: str, finished: Path, outside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside if "." not in name else outside / "mine.txt")
+    refuse(RunFolder(run).hold, "is a link")
     assert untouched(outside)
 
 
