@@ -15,6 +15,7 @@ from twostage.comparing import ComparedSubject, Comparison, Machine, Request, co
 from twostage.comparing.request import Bench, read_budget, read_seeds, read_settings
 from twostage.display import Display
 from twostage.errors import UserError
+from twostage.reading import read_text
 from twostage.recipe_evaluation import Evaluation
 from twostage.report.pooling import REAL, Estimate, Pool
 from twostage.report.reading import read_runs
@@ -134,7 +135,7 @@ def _classes(folder: Path) -> dict[str, str]:
     """Class by subject, as the data set's file lists them."""
     file = folder / PROMPTS
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no UTF-8 text (byte {error.start}); get the data set anew") from error
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Files of JSON that somebody else may have written, or a kill or a disk have damaged."""
+"""Files of text and JSON that somebody else may have written, or a kill or a disk have damaged."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -24,9 +25,20 @@ def read_json(path: Path) -> Any:
     """What a file of JSON says.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file, no UTF-8 or no JSON, or its lists lie too deep in each other.
+        OSError: it is no file, or cannot be read.
+        ValueError: it is no UTF-8 or no JSON, or its lists lie too deep in each other.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # Of a pipe, the end might never come.
-        raise ValueError(f"{path.name} is no file")
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        OSError: it is no file, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    # Whoever opens a pipe waits until somebody writes to it.
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+    return path.read_text(encoding="utf-8-sig")

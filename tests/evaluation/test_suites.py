@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,13 @@ def test_a_broken_suite_is_one_line(content: bytes, complaint: str, tmp_path: Pa
     with pytest.raises(UserError, match=complaint) as error:
         load_suite(str(tmp_path / "mine.txt"), class_noun="dog")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "suite.txt")
+    with pytest.raises(UserError, match="cannot read the suite .* a pipe or a device"):
+        load_suite(str(tmp_path / "suite.txt"), class_noun="dog")
 
 
 def test_a_suite_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -195,6 +195,15 @@ def test_a_tokenizer_that_is_none_is_refused_in_one_line(own_base: Path, content
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("length", [78, 10**30, 0, -1, "77", None])
+def test_prompts_of_another_length_than_the_text_encoders_are_refused(own_base: Path, length: object) -> None:
+    file = own_base / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": length}))
+    for use in (assemble, lambda base: base.tokenizer):
+        with pytest.raises(UserError, match="cannot load .*tokenizer"):
+            use(load_base(str(own_base)))
+
+
 def test_a_hub_id_without_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Port 9 of this machine answers nobody.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from twostage.errors import UserError
+from twostage.reading import read_text
 
 _FOLDER = Path(__file__).parent / "suites"
 _UNRELATED = ("unrelated", "pocket-unrelated")
@@ -97,7 +98,7 @@ def load_unrelated(*, pocket: bool, class_noun: str, first: int | None = None) -
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except UnicodeDecodeError as error:
         raise UserError(f"suite {path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:

@@ -118,6 +118,8 @@ class Base:
         Raises:
             UserError: a component's files are missing, broken or not what the family expects.
         """
+        if "tokenizer" not in components:  # A new one: it is given tokens.
+            components["tokenizer"] = load_part(self.family, self.folder, "tokenizer")
         with loading(self.folder):
             return self.family.build_pipeline(self.folder, **components)
 

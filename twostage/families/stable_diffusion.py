@@ -35,11 +35,20 @@ def load(folder: Path, name: str) -> Any:
     Eval mode throughout: these nets have no dropout to lose, and a step's randomness stays in its addressed draws.
     """
     if name == "tokenizer":
-        return CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+        _check_length(tokenizer, folder / "text_encoder" / "config.json")
+        return tokenizer
     model = _CLASSES[name].from_pretrained(
         folder / name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return model.requires_grad_(False).eval()
+
+
+def _check_length(tokenizer: CLIPTokenizer, config: Path) -> None:
+    """Prompts are filled up to what it says is their length: without a word of that, to 10^30 tokens."""
+    length, places = tokenizer.model_max_length, read_json(config).get("max_position_embeddings", 77)
+    if not isinstance(length, int) or not 2 < length <= places:
+        raise ValueError(f"model_max_length = {str(length)[:80]}, and the text encoder reads {places} tokens")
 
 
 def outline(folder: Path, name: str) -> Any:
