@@ -14,7 +14,23 @@ from typer.core import TyperGroup
 from twostage import __version__
 from twostage.errors import UserError
 
-from . import bench, cache, compare, demo, evaluate, export, generate, photos, plan, push, recipe, report, token, train
+from . import (
+    bench,
+    cache,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    photos,
+    plan,
+    push,
+    recipe,
+    report,
+    token,
+    train,
+)
 from .flags import SectionedHelp
 
 # The class all of Typer's complaints about arguments derive from; it has no public name.
@@ -102,6 +118,7 @@ app.command()(export.export)
 app.command()(report.report)
 app.command()(push.push)
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(token.app, name="token")
 app.add_typer(photos.app, name="photos")

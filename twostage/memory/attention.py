@@ -18,7 +18,7 @@ from twostage.errors import UserError
 # Length of what attends, and of what it attends to where that is a prompt.
 _TOKENS, _STATES = 256, 77
 # Largest relative difference, in the L2 norm, that rounding explains; TF32 does that of float32.
-_ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def choose_attention(
@@ -86,7 +86,7 @@ def _fault(unet: Any, device: torch.device, dtype: torch.dtype) -> str | None:
     except (ValueError, RuntimeError, NotImplementedError, ImportError, AttributeError) as error:
         # No GPU, no kernel for it, or one that was built for another torch.
         return f"xformers has no kernel that runs here ({' '.join(str(error).split())[:120]})"
-    if difference > _ROUNDING[dtype]:
+    if difference > ROUNDING[dtype]:
         return f"the kernel of xformers is wrong here (off by {difference:.0%} of attention written out)"
     return None
 
