@@ -64,10 +64,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         "recipe": dump_recipe(source.recipe),
         "whole": whole,
         "differences": options.precision != "float32",
-        "adapters": {
-            component: read_json(path / _CONFIG)
-            for component, path in source.adapters.items()
-        },
+        "adapters": {component: read_json(path / _CONFIG) for component, path in source.adapters.items()},
     }
     file = main_file(source, folder)
     save(tensors, file, **{_METADATA: json.dumps(facts)})
