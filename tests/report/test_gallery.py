@@ -11,6 +11,7 @@ import tracemalloc
 from PIL import Image
 
 from tests.report.comparisons import large_picture, write_comparison, write_run
+from twostage.report import gallery
 from twostage.report.gallery import MAX_PANELS, Gallery, choose, data_uri, evenly
 from twostage.report.pooling import BASE, Pool
 from twostage.report.reading import read_runs
@@ -119,3 +120,12 @@ def test_pictures_that_the_base_drew_of_other_prompts_are_in_no_column(tmp_path)
     other.write_text(json.dumps(data))
     (panel,) = choose(Pool(read_runs([tmp_path])[0])).panels
     assert [row.name for row in panel.rows] == ["two-stage"]
+
+
+def test_of_many_strategies_an_even_sample_is_shown_and_that_is_said(comparison, monkeypatch):
+    monkeypatch.setattr(gallery, "MAX_PICTURES", 6 * 8 * 3)
+    pool = Pool(read_runs([comparison])[0])
+    shown = choose(pool)
+    for panel in shown.panels:
+        assert [row.name for row in panel.rows] == [*evenly(pool.strategies, 3), BASE]
+    assert any("Of up to 5 strategies 3 are shown" in note for note in shown.notes)

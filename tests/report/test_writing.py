@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import combinations
 
 import plotly.graph_objects as go
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from tests.report.comparisons import write_run
 from twostage import report
 from twostage.errors import UserError
+from twostage.report import pooling
 from twostage.report.charts import all_charts
+from twostage.report.formats import listed
 from twostage.report.pooling import Pool
 from twostage.report.reading import read_runs
 
@@ -105,3 +108,19 @@ def test_a_report_needs_no_torch():
     code = "import sys, twostage.report; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_of_many_strategies_the_best_are_charted_and_compared_and_that_is_said(comparison, tmp_path, monkeypatch):
+    monkeypatch.setattr(pooling, "MANY", 3)
+    page = report.build([comparison], tmp_path / "report.html")
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert len(data["strategies"]) == 5
+    pairs = {(one["first"], one["second"]) for one in data["differences"]}
+    assert pairs == set(combinations(list(data["strategies"])[:3], 2))
+    assert "Of 5 strategies, charts show the 3 best on identity" in page.read_text(encoding="utf-8")
+    charts = all_charts(Pool(read_runs([comparison])[0]))
+    assert [len(chart.figure["data"][0]["x"]) for chart in charts["costs"]] == [3, 3, 3]
+
+
+def test_lists_of_hundreds_end_with_how_many_more_there_are():
+    assert listed([f"s{index}" for index in range(500)], "or").endswith(", s23 or 476 more")

@@ -19,6 +19,7 @@ def cautions(pool: Pool) -> list[str]:
         _about_subjects,
         _about_seeds,
         _about_encoders,
+        _about_number,
     )
     return [text for check in checks if (text := check(pool))]
 
@@ -92,6 +93,15 @@ def _about_seeds(pool: Pool) -> str:
     if len(pool.seeds) == 1:
         return "One training seed: how much training itself varies is not in the intervals."
     return ""
+
+
+def _about_number(pool: Pool) -> str:
+    if len(pool.strategies) == len(pool.charted):
+        return ""
+    return (
+        f"Of {len(pool.strategies)} strategies, charts show the {len(pool.charted)} best on identity, and the JSON "
+        "file has differences of every two of those; tables have all of them."
+    )
 
 
 def _about_encoders(pool: Pool) -> str:

@@ -19,7 +19,7 @@ def bars(pool: Pool) -> list[Chart]:
     for name in BARS:
         if name not in pool.figures:
             continue
-        shown = [*pool.strategies, REAL] if name in glossary.AGAINST_BASE else [*pool.strategies, BASE, REAL]
+        shown = [*pool.charted, REAL] if name in glossary.AGAINST_BASE else [*pool.charted, BASE, REAL]
         rows = [(row, found) for row in shown if (found := pool.estimate(row, name))]
         info = pool.figures[name]
         better = {"higher": "Longer is better.", "lower": "Shorter is better.", "neither": ""}[info.better]
@@ -32,7 +32,7 @@ def costs(pool: Pool) -> list[Chart]:
     """Seconds and bytes."""
     charts = []
     for name, title in COSTS.items():
-        rows = [(row, found) for row in pool.strategies if (found := pool.cost(row, name))]
+        rows = [(row, found) for row in pool.charted if (found := pool.cost(row, name))]
         if rows:
             texts = [cost(name, found.value) for _, found in rows]
             charts.append(
@@ -117,7 +117,7 @@ def curves(pool: Pool) -> list[Chart]:
             name = pool.first(group)
             if name is None:
                 continue
-            data = [trace for strategy in pool.strategies if (trace := _line(pool, strategy, kind, name))]
+            data = [trace for strategy in pool.charted if (trace := _line(pool, strategy, kind, name))]
             if data:
                 axis = "training steps, both stages" if kind == "step" else "strength: 0 is the base, 1 the result"
                 layout = {"height": 300, "xaxis": {"title": {"text": axis}}, "yaxis": {}}

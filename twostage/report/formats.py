@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twostage.report.pooling import Estimate
+from twostage.report.pooling import MANY, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -58,7 +58,9 @@ def cost(name: str, value: float) -> str:
 
 
 def listed(names: list[str], last: str = "and") -> str:
-    """a, b and c."""
+    """a, b and c; of very many the first ones, and how many more."""
+    if len(names) > MANY:
+        names = [*names[:MANY], f"{len(names) - MANY} more"]
     return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else "".join(names)
 
 

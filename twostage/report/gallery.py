@@ -24,6 +24,7 @@ MAX_PANELS, MAX_PROMPTS, MAX_PHOTOS = 12, 12, 6
 LARGEST_SIDE, SMALLEST_SIDE = 512, 160
 # So many bytes of pictures leave a report that goes through most mail servers, at about what WebP needs a pixel.
 BYTES, BYTES_A_PIXEL = 9_000_000, 0.22
+MAX_PICTURES = int(BYTES / BYTES_A_PIXEL / SMALLEST_SIDE**2)
 
 T = TypeVar("T")
 
@@ -118,8 +119,11 @@ def choose(pool: Pool) -> Gallery:
     cells = list(dict.fromkeys(run.cell for run in pool.runs))
     cells.sort(key=lambda cell: (pool.subjects.index(cell[0]), cell[1]))
     shown = evenly(cells, MAX_PANELS)
+    most = max(len(_prompts(run)) for run in pool.runs)
+    columns = min(max(most, 1), MAX_PROMPTS)
+    rows = max(2, MAX_PICTURES // (len(shown) * columns))
     for cell in shown:
-        if panel := _panel(gallery, pool, cell):
+        if panel := _panel(gallery, pool, cell, rows):
             gallery.panels.append(panel)
     if not gallery.panels:
         gallery.notes.append("The pictures are not at hand: only figures are shown.")
@@ -129,7 +133,11 @@ def choose(pool: Pool) -> Gallery:
         gallery.notes.append(
             f"{len(shown)} of {plural(len(cells), 'pair')} of subject and seed are shown, evenly picked."
         )
-    most = max(len(_prompts(run)) for run in pool.runs)
+    most_runs = max(sum(cell in pool.cells_of(name) for name in pool.strategies) for cell in shown)
+    if most_runs > rows:
+        gallery.notes.append(
+            f"Of up to {most_runs} strategies {rows} are shown, evenly picked, from the best on identity on."
+        )
     if most > MAX_PROMPTS:
         gallery.notes.append(f"Up to {MAX_PROMPTS} of {most} prompts are shown, evenly picked; figures are over all.")
     return gallery
@@ -146,8 +154,8 @@ def _prompts(run: Run) -> list[str]:
     return [str(prompt) for prompt in run.document.choices.get("prompts") or ()]
 
 
-def _panel(gallery: Gallery, pool: Pool, cell: Cell) -> Panel | None:
-    runs = [run for name in pool.strategies if (run := pool.cells_of(name).get(cell))]
+def _panel(gallery: Gallery, pool: Pool, cell: Cell, most: int) -> Panel | None:
+    runs = evenly([run for name in pool.strategies if (run := pool.cells_of(name).get(cell))], most)
     # Rows share the columns of the first run; a run with other prompts shows its own nowhere but in its folder.
     prompts = _prompts(runs[0])
     places = evenly(range(len(prompts)), MAX_PROMPTS)

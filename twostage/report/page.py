@@ -18,7 +18,7 @@ from twostage import __version__
 from twostage.report import charts, glossary, marks, tables
 from twostage.report.formats import cost, number
 from twostage.report.gallery import Gallery
-from twostage.report.pooling import BASE, COSTS, REAL, RESAMPLES, Pool
+from twostage.report.pooling import BASE, COSTS, MANY, REAL, RESAMPLES, Pool
 from twostage.report.reading import MAY_DIFFER, Run, Skipped, comparable
 from twostage.report.verdict import Verdict
 
@@ -66,6 +66,7 @@ def context(
         "marks": {name: (marks.colour(pool, name), marks.glyph(pool, name)) for name in names},
         "sorted_by": pool.first(glossary.IDENTITY_FIGURES),
         "resamples": RESAMPLES,
+        "many": MANY,
         "prompts": list(
             dict.fromkeys(str(one) for run in pool.runs for one in run.document.choices.get("prompts") or ())
         ),

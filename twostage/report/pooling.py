@@ -142,12 +142,17 @@ class Pool:
             self._differences[second, first, figure] = found and found.turned
         return self._differences[key]
 
+    @property
+    def charted(self) -> list[str]:
+        """The strategies that charts show: of very many the best on identity."""
+        return self.strategies[:MANY]
+
     def all_differences(self) -> list[tuple[str, str, str, Estimate]]:
-        """Figure, first, second and their difference, of every two strategies."""
+        """Figure, first, second and their difference, of every two strategies; of very many, of the charted ones."""
         return [
             (figure, first, second, found)
             for figure in self.figures
-            for first, second in combinations(self.strategies, 2)
+            for first, second in combinations(self.charted, 2)
             if (found := self.difference(first, second, figure))
         ]
 
@@ -239,6 +244,8 @@ def _values(figure: Measured) -> list[float]:
 
 
 RESAMPLES = 1000
+# Strategies of which every two are compared, and that a chart and a list still tell apart.
+MANY = 24
 # Of fewer values the bootstrap's interval is little more than their range, and would tell what is chance for real.
 FEWEST = 5
 

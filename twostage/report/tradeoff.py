@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twostage.report import glossary
-from twostage.report.formats import interval, number
+from twostage.report.formats import interval, listed, number
 from twostage.report.marks import Chart, Trace, colour, marker, plain, whisker
 from twostage.report.pooling import BASE, REAL, Estimate, Pool
 
@@ -16,13 +16,13 @@ def tradeoff(pool: Pool) -> Chart | None:
     if across is None or up is None:
         return None
     points = {}
-    for name in [*pool.strategies, BASE]:
+    for name in [*pool.charted, BASE]:
         x, y = pool.estimate(name, across), pool.estimate(name, up)
         if x and y:
             points[name] = (x, y)
     if not any(name in points for name in pool.strategies):
         return None
-    front = pool.front(across, up)
+    front = [name for name in pool.front(across, up) if name in points]
     data: list[Trace] = []
     if len(front) > 1:
         data.append(
@@ -57,7 +57,7 @@ def tradeoff(pool: Pool) -> Chart | None:
         ]
     words = "Up: more like the subject. Right: closer to the prompt. Whiskers: 95 % intervals."
     if len(front) > 1:
-        words += f" Dotted: the Pareto front ({', '.join(front)}), where more of one costs some of the other."
+        words += f" Dotted: the Pareto front ({listed(front)}), where more of one costs some of the other."
     elif len(pool.strategies) > 1:
         words += f" {front[0]} is ahead on both."
     return Chart("tradeoff", "Identity against prompt fidelity", words, {"data": data, "layout": layout}, wide=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from twostage.report import glossary
 from twostage.report.cautions import cautions
 from twostage.report.formats import cost, interval, listed, number, plural, signed
-from twostage.report.pooling import BASE, COSTS, REAL, Estimate, Pool
+from twostage.report.pooling import BASE, COSTS, MANY, REAL, Estimate, Pool
 
 Standing = Literal["told", "open", "single"]
 
@@ -71,7 +71,8 @@ class Answer:
             self.standing != "single"
         ):
             if gaps := [f"{gap.name} {gap.text}" for gap in self.gaps if bool(gap.told) is told]:
-                found.append(f"{words}: {'; '.join(gaps)}.")
+                more = [f"and {len(gaps) - MANY} more"] if len(gaps) > MANY else []
+                found.append(f"{words}: {'; '.join([*gaps[:MANY], *more])}.")
         return [*found, f"For scale: {self.scale}."] if self.scale else found
 
 
