@@ -7,18 +7,23 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from twostage.display import Display
 from twostage.doctor import examine
+from twostage.doctor.attempts import Wrong, optimize, train_pocket
 from twostage.doctor.facts import Place, find_places, look_at_place, memory_limit
 from twostage.doctor.mistakes import Here, find_mistakes
 from twostage.doctor.privacy import without_private
 from twostage.doctor.trials import TRIALS, Trial
 from twostage.doctor.trying import Tried, try_all
+from twostage.pocket import pocket_folder
 
 ROOT = Path(__file__).parent.parent
 BY_KEY = {trial.key: trial for trial in TRIALS}
@@ -133,6 +138,38 @@ def test_a_broken_torch_is_told(install: Any) -> None:
     assert found.tried[1].outcome == "not tried"
 
 
+class Forgetful(torch.optim.AdamW):
+    """Steps as it should, and takes nothing from a checkpoint."""
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [(partial(torch.optim.SGD, lr=0.0), "lead nowhere"), (partial(Forgetful, lr=0.05), "from a checkpoint")],
+    ids=["stands still", "forgets"],
+)
+def test_an_optimizer_that_runs_and_is_wrong_is_found_out(
+    optimizer: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twostage.memory.optimizers.build_optimizer", lambda named, *_: optimizer(named.values()))
+    with pytest.raises(Wrong, match=reason):
+        optimize("adamw")
+
+
+def test_a_pocket_model_with_other_weights_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readable, of the right shapes, and not what was trained."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pocket_folder(), folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value.flip(0) for name, value in weights.items()}, file, {"format": "pt"})
+    monkeypatch.setattr("twostage.families.pocket_folder", lambda: folder)
+    with pytest.raises(Wrong, match="its weights are off"):
+        train_pocket()
+
+
 def well(**other: Any) -> Here:
     tried = [
         Tried("torch", "computes", "works", "", facts={"device": "cuda", "cuda": "13.0", "free": 8e9, "total": 8e9}),
@@ -230,6 +267,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 SMALL = """
 import sys
 from pathlib import Path
+from twostage.doctor.attempts import Wrong, optimize, train_pocket
 from twostage.doctor.facts import find_places
 for one in find_places():
     print(one.name, one.kind, one.free is not None and one.free <= 1 << 20, one.fault, sep="|")

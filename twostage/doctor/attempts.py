@@ -116,15 +116,13 @@ def train_pocket() -> Told:
     predicted = base.family.predict(unet, question.noisy, question.timesteps, states.expand(3, -1, -1))
     loss = (predicted - question.target).square().mean()
     loss.backward()
-    nothing = float(question.target.square().mean())
-    if not float(loss) < nothing / 2:
-        raise Wrong(
-            f"it predicts no noise (loss {float(loss):.2g}; {nothing:.2g} is that of zeros): its weights are off"
-        )
+    found, nothing = float(loss.detach()), float(question.target.square().mean())
+    if not found < nothing / 2:
+        raise Wrong(f"it predicts no noise (loss {found:.2g}; {nothing:.2g} is that of zeros): its weights are off")
     gradients = [parameter.grad for parameter in unet.parameters()]
     if not all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
         raise Wrong("its gradients are not finite")
-    return {"says": f"forward and backward; loss {float(loss):.2f}, where zeros have {nothing:.2f}"}
+    return {"says": f"forward and backward; loss {found:.2f}, where zeros have {nothing:.2f}"}
 
 
 def _outline() -> Any:
