@@ -118,8 +118,11 @@ def test_a_base_is_a_folder_or_a_hub_id_and_no_address(address: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_in_a_model_or_in_a_token_s_place_is_refused_and_not_waited_for(own_base: Path, tmp_path: Path) -> None:
-    os.mkfifo(own_base / "unet" / "generation_config.json")
-    refuse(lambda: load_base(str(own_base)), "pipe")
+    for name in ("generation_config.json", "more.safetensors"):
+        os.mkfifo(own_base / "unet" / name)
+        refuse(lambda: load_base(str(own_base)), name, "pipe")
+        (own_base / "unet" / name).unlink()
+    os.mkfifo(own_base / "unet" / "config.json.safetensors")
     os.mkfifo(tmp_path / "token.safetensors")
     refuse(lambda: load_embedding(tmp_path / "token.safetensors"), "no file")
     refuse(lambda: load_encoders((f"dino={own_base / 'unet'}",), pocket=True), "pipe")
