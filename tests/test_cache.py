@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from twostage.cache import Shelf, cache_folder
+from twostage.cache import Shelf, cache_folder, kept
 from twostage.errors import UserError
 
 
@@ -62,3 +62,12 @@ def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"^cannot write /proc/cache/.*TWOSTAGE_CACHE") as error:
         Shelf("things", ".txt", {}).put(0, b"x")
     assert "\n" not in str(error.value)
+
+
+def test_files_in_folders_of_a_shelf_are_counted_too() -> None:
+    shelf = Shelf("embeddings", ".f32", {"a": 1})
+    for key in ("ab/abcd", "ab/abef", "cd/cdef"):
+        shelf.put(key, b"12345678")
+    (found,) = kept()
+    assert (found.shelves, found.files) == (1, 4)
+    assert found.bytes == 3 * 8 + (shelf.path / "facts.json").stat().st_size

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +126,15 @@ def clear(kinds: Collection[str] = ()) -> list[Kept]:
 
 
 def _count(kind: str, shelves: Sequence[Path]) -> Kept:
-    files = [file for shelf in shelves for file in shelf.iterdir() if file.is_file() and not file.is_symlink()]
-    return Kept(kind, len(shelves), len(files), sum(file.stat().st_size for file in files))
+    files = total = 0
+    # Some kinds have so many files that a shelf keeps them in folders.
+    for place in (place for shelf in shelves for place in os.walk(shelf)):
+        for name in place[2]:
+            with suppress(FileNotFoundError):  # Another process may be clearing it.
+                found = os.lstat(os.path.join(place[0], name))
+                if stat.S_ISREG(found.st_mode):
+                    files, total = files + 1, total + found.st_size
+    return Kept(kind, len(shelves), files, total)
 
 
 def _shelves() -> dict[str, list[Path]]:
