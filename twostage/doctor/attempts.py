@@ -23,8 +23,8 @@ Told = dict[str, Any]
 OFF = {"8bit": 0.02, "4bit": 0.2}
 # Of the matrices that are multiplied to see how fast that is: a card is at work on smaller ones for no time at all.
 _SIDE = {"cpu": 256, "cuda": 2048}
-# torch's own for attention; which of them there are depends on card, system and version.
-KERNELS = {"math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
+# torch's own for attention, but for the one that writes it out; which of them there are depends on card, system and version.
+KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 # What torch says where this machine has no such kernel, which is no mistake.
 _NO_KERNEL = ("No available kernel", "No viable backend")
 
@@ -164,7 +164,7 @@ def _only(kernel: str | None) -> AbstractContextManager[Any]:
 
 def attend_fused(kernel: str) -> Told:
     """One of `KERNELS`, in a number format that it is for."""
-    return attend("float32" if _device().type == "cpu" or kernel == "math" else "float16", kernel)
+    return attend("float32" if _device().type == "cpu" else "float16", kernel)
 
 
 def attend_by_xformers() -> Told:
