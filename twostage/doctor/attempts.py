@@ -23,7 +23,7 @@ Told = dict[str, Any]
 OFF = {"8bit": 0.02, "4bit": 0.2}
 # Of the matrices that are multiplied to see how fast that is: a card is at work on smaller ones for no time at all.
 _SIDE = {"cpu": 256, "cuda": 2048}
-# torch's own for attention, but for the one that writes it out; which of them there are depends on card, system and version.
+# torch's own for attention, but for the one that writes it out; card, system and version decide which there are.
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 # What torch says where this machine has no such kernel, which is no mistake.
 _NO_KERNEL = ("No available kernel", "No viable backend")
