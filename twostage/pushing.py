@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from twostage.errors import UserError
 from twostage.model_card import FILE, Card, result_samples
+from twostage.reading import read_json
 from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe
 from twostage.run_folder import RunFolder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
+from twostage.reading import read_json
 from twostage.weights import is_archive
 
 FORMAT = 1
@@ -185,7 +185,7 @@ def _read(folder: Path) -> Document:
         raise ValueError("it is not evaluated; run `twostage evaluate` on it")
     try:
         data = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"evaluation.json cannot be read ({error}); evaluate it again") from error
     if isinstance(data, dict) and data.get("format") not in (None, FORMAT):
         raise ValueError(f"evaluation.json has format {data['format']}, this version reads {FORMAT}")
