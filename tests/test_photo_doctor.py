@@ -113,6 +113,12 @@ def test_a_large_photo_is_looked_at(own: Path, tmp_path: Path) -> None:
     assert "huge.jpg" in checkup(own, tmp_path / "out").photos
 
 
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (1, 500), (1, 1)])
+def test_a_photo_of_any_shape_is_framed(own: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    noise_photo(3, (50, 50)).resize(size).save(own / "odd.png")
+    assert "odd.png" in check_photos(own, tmp_path / "out", display=Display()).photos
+
+
 def test_of_many_photos_no_pictures_are_kept_and_the_sheet_shows_the_worst(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,12 +248,9 @@ def _caption(photo: Measures, findings: Sequence[Finding], held_out: Path | None
 def _framed(photo: Measures) -> Image.Image:
     picture = photo.whole.resize(_within(photo.whole.size, _SIDE), Image.Resampling.LANCZOS)
     left, top, right, bottom = photo.frame
-    box = (
-        round(left * picture.width),
-        round(top * picture.height),
-        max(0, round(right * picture.width) - 1),
-        max(0, round(bottom * picture.height) - 1),
-    )
+    x, y = round(left * picture.width), round(top * picture.height)
+    # Of a photo many times longer than wide, the frame is less than a pixel.
+    box = (x, y, max(x, round(right * picture.width) - 1), max(y, round(bottom * picture.height) - 1))
     ImageDraw.Draw(picture).rectangle(box, outline=_FRAME, width=2)
     return pad(picture, "white")
 
