@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from benchmarks.random_sd15 import SIZES, make_tokenizer, write_pipeline
 from twostage.errors import UserError
@@ -202,6 +203,30 @@ def test_prompts_of_another_length_than_the_text_encoders_are_refused(own_base: 
     for use in (assemble, lambda base: base.tokenizer):
         with pytest.raises(UserError, match="cannot load .*tokenizer"):
             use(load_base(str(own_base)))
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [("text_encoder", "model"), ("vae", "diffusion_pytorch_model"), ("unet", "diffusion_pytorch_model")],
+)
+def test_weights_that_lack_a_tensor_are_refused(own_base: Path, part: str, file: str) -> None:
+    """transformers would draw it at random, and diffusers go on without."""
+    weights = own_base / part / f"{file}.safetensors"
+    tensors = load_file(weights)
+    tensors["another"] = tensors.pop(sorted(tensors)[0])
+    save_file(tensors, weights, {"format": "pt"})
+    for use in (assemble, lambda base: getattr(base, part)):
+        with pytest.raises(UserError, match=f"cannot load .*{part}: the weights lack "):
+            use(load_base(str(own_base)))
+
+
+@pytest.mark.parametrize("what", ["link", "folder"])
+def test_a_base_whose_files_are_none_has_no_hash(own_base: Path, what: str) -> None:
+    file = own_base / "tokenizer" / "tokenizer.json"
+    file.unlink()
+    file.symlink_to("nowhere") if what == "link" else file.mkdir()
+    with pytest.raises(UserError, match="cannot read .*tokenizer.json: "):
+        _ = load_base(str(own_base)).content_hash
 
 
 def test_a_hub_id_without_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

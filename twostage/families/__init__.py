@@ -118,8 +118,9 @@ class Base:
         Raises:
             UserError: a component's files are missing, broken or not what the family expects.
         """
-        if "tokenizer" not in components:  # A new one: it is given tokens.
-            components["tokenizer"] = load_part(self.family, self.folder, "tokenizer")
+        # New ones, which may be changed; and read as others are: the library would make up what their files lack.
+        for name in {"tokenizer", *self.family.MODELS} - components.keys():
+            components[name] = load_part(self.family, self.folder, name)
         with loading(self.folder):
             return self.family.build_pipeline(self.folder, **components)
 
@@ -133,8 +134,11 @@ class Base:
         digest = hashlib.sha256()
         for path in _files(self.folder, names):
             if path not in self._digests:
-                with path.open("rb") as file:
-                    self._digests[path] = hashlib.file_digest(file, "sha256").digest()
+                try:
+                    with path.open("rb") as file:
+                        self._digests[path] = hashlib.file_digest(file, "sha256").digest()
+                except OSError as error:
+                    raise UserError(f"cannot read {path}: {error.strerror}; get the base anew") from error
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
             digest.update(self._digests[path])
         return digest.hexdigest()

@@ -38,9 +38,12 @@ def load(folder: Path, name: str) -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
         _check_length(tokenizer, folder / "text_encoder" / "config.json")
         return tokenizer
-    model = _CLASSES[name].from_pretrained(
-        folder / name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    model, info = _CLASSES[name].from_pretrained(
+        folder / name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
+    if lacking := sorted(info["missing_keys"]):  # The libraries would draw them at random, or leave them out.
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(f"the weights lack {lacking[0]}{more}")
     return model.requires_grad_(False).eval()
 
 
