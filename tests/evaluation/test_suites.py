@@ -129,6 +129,14 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         load_suite(str(tmp_path / "suite.txt"), class_noun="dog")
 
 
+@pytest.mark.parametrize("content", ["x" * 100_000, "{}" + "x" * 100_000 + "\n{}" + "x" * 100_000])
+def test_a_line_without_end_is_told_in_short(tmp_path: Path, content: str) -> None:
+    (tmp_path / "suite.txt").write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_suite(str(tmp_path / "suite.txt"), class_noun="dog")
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_suite_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean novel-views"):
         load_suite("novel-view", class_noun="dog")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from twostage.errors import UserError
 from twostage.reading import read_text
+from twostage.recipe_errors import show
 
 _FOLDER = Path(__file__).parent / "suites"
 _UNRELATED = ("unrelated", "pocket-unrelated")
@@ -116,11 +117,11 @@ def _prompts(path: Path) -> tuple[str, ...]:
     for number, line in _lines(_text(path)):
         if "{}" not in line:
             raise UserError(
-                f"suite {path}, line {number}: {line!r} has no {{}} where token and class belong, as in 'a photo of a "
-                "{} on the beach'"
+                f"suite {path}, line {number}: {show(line)} has no {{}} where token and class belong, as in 'a photo of "
+                "a {} on the beach'"
             )
         if line in found:
-            raise UserError(f"suite {path}, line {number}: {line!r} is line {found[line]} once more; take one out")
+            raise UserError(f"suite {path}, line {number}: {show(line)} is line {found[line]} once more; take one out")
         found[line] = number
     if not found:
         raise UserError(f"suite {path} holds no prompt; write one a line, as in 'a photo of a {{}} on the beach'")
