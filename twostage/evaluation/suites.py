@@ -117,8 +117,8 @@ def _prompts(path: Path) -> tuple[str, ...]:
     for number, line in _lines(_text(path)):
         if "{}" not in line:
             raise UserError(
-                f"suite {path}, line {number}: {show(line)} has no {{}} where token and class belong, as in 'a photo of "
-                "a {} on the beach'"
+                f"suite {path}, line {number}: {show(line)} has no {{}} where token and class belong, as in 'a photo "
+                "of a {} on the beach'"
             )
         if line in found:
             raise UserError(f"suite {path}, line {number}: {show(line)} is line {found[line]} once more; take one out")
