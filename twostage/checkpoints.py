@@ -71,15 +71,16 @@ class CheckpointFolder:
         """
         _refuse_broken(stage, progress)
         files = {"trained": progress.trained, "optimizer": progress.optimizer, "averaged": progress.averaged}
-        needs = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         sums = {name: _sums(tensors) for name, tensors in files.items()}
+        state = {"stage": stage, "step": progress.step, "numbers": progress.numbers, "sums": sums}
+        told = json.dumps(_sealed(state), sort_keys=True)
+        needs = len(told) + sum(map(_bytes, files.values()))
         final = self.path / checkpoint_name(stage, progress.step)
         with whole_folder(final, needs) as folder:
             for name, tensors in files.items():
                 if tensors or name != "averaged":
                     save_file(_in_rows(tensors), folder / f"{name}.safetensors")
-            state = {"stage": stage, "step": progress.step, "numbers": progress.numbers, "sums": sums}
-            (folder / "state.json").write_text(json.dumps(_sealed(state)), encoding="utf-8")
+            (folder / "state.json").write_text(told, encoding="utf-8")
         self.prune(options, best)
         return final
 
@@ -169,9 +170,14 @@ def _sums(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
     return {name: [checksum(tensor), list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
 
 
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of a file of tensors, at most: the names in its header, and what a disk rounds up to."""
+    return sum(tensor.nbytes + len(name.encode()) + 128 for name, tensor in tensors.items()) + 4096
+
+
 def _sealed(state: dict[str, Any]) -> dict[str, Any]:
     """With a hash of itself. What JSON reads, it writes again as it was."""
-    return {**state, "sha256": hashlib.sha256(json.dumps(state).encode()).hexdigest()}
+    return {**state, "sha256": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from twostage.method.denoiser import adapted_parts, whole_parts
 from twostage.method.sampling import assemble, check_steps, draw, read_unet, reads_whole
 from twostage.method.strength import move_toward
 from twostage.model_card import base_facts, write_card
+from twostage.planning.disk import check_disk
 from twostage.recipe import Recipe, Sample
 from twostage.recipe_evaluation import refuse_guidance
 from twostage.run_folder import RunFolder
@@ -107,6 +108,7 @@ def _train(
         base = load_base(recipe.base)
         if parent:
             parent.check_base(base)
+        check_disk(recipe, base, folder.path)
         subject = prepare_subject(session, base, photos, class_images)
         session.begin(base, subject.photos, held_out, class_images, parent)
     with session.training():

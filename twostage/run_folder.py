@@ -179,9 +179,9 @@ class RunFolder:
 
     # Results
 
-    def save_model(self, name: str, save: Callable[[Path], None]) -> None:
-        """Write a folder such as unet/ through `save`, replacing an older one."""
-        self._write_folder(self.path / name, save)
+    def save_model(self, name: str, save: Callable[[Path], None], needs: int = 0) -> None:
+        """Write a folder such as unet/ through `save`, replacing an older one; it takes `needs` bytes, if known."""
+        self._write_folder(self.path / name, save, needs)
 
     def has_samples(self, name: str) -> bool:
         """Whether the samples of that name are there already."""
@@ -248,8 +248,8 @@ class RunFolder:
         with whole_file(self._file(name), len(text.encode())) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def _write_folder(self, final: Path, write: Callable[[Path], None]) -> None:
-        with whole_folder(final) as temporary:
+    def _write_folder(self, final: Path, write: Callable[[Path], None], needs: int = 0) -> None:
+        with whole_folder(final, needs) as temporary:
             write(temporary)
 
 

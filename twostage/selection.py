@@ -101,10 +101,13 @@ class Selection:
         return True
 
     def best(self, place: tuple[int, int]) -> tuple[int, int] | None:
-        """Stage and step of the checkpoint that did best up to another; None where the last one is the result."""
+        """Stage and step of the checkpoint that did best before another; None where the last one is the result.
+
+        Before, and not with it: that one is there itself, and was saved before it was measured.
+        """
         if self._recipe.select.keep != "best" or place[0] != self._stage:
             return None
-        found = ranked(read_measured(self._folder.path), self._stage, place)
+        found = ranked(read_measured(self._folder.path), self._stage, (place[0], place[1] - 1))
         return found[0].place if found else None
 
     def choose(self, stage: int, last: int) -> tuple[int, dict[str, Tensor] | None]:

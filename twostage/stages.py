@@ -243,7 +243,9 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
             if subject.placeholders and live:
                 drop_placeholder(base.text_encoder, subject.placeholders)
             for name in whole_parts(options):
-                session.folder.save_model(name, getattr(base, name).save_pretrained)
+                net = getattr(base, name)
+                needs = sum(tensor.nbytes for tensor in net.state_dict().values())
+                session.folder.save_model(name, net.save_pretrained, needs)
             for name in adapted_parts(options):
                 session.folder.save_model(
                     f"adapter/{name}", partial(save_adapter, getattr(base, name), base=base.source)

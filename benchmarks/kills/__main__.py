@@ -112,7 +112,7 @@ def disturb(job: Job, unbroken: Unbroken, place: Path, killer: Killer, most: int
                 run_child(work, place, None, unbroken.seconds)
                 break
             kill, kind = killer.kill_of(unbroken)
-        outcome.wrong.extend(_differences(unbroken.contents, contents(place)))
+        outcome.wrong.extend(differences(unbroken.contents, contents(place)))
     except Failed as failure:
         outcome.wrong.append(str(failure))
     return outcome
@@ -122,7 +122,8 @@ def _try(work: Any, place: Path, kill: Kill, unbroken: Unbroken) -> Ended:
     return run_child(work, place, kill, unbroken.seconds)
 
 
-def _differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Files that are not in both alike."""
     return [
         f"{name} {'differs' if name in one and name in other else 'is missing' if name in one else 'is left over'}"
         for name in sorted(one.keys() | other.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 
 from twostage.display import Display, Update
+from twostage.errors import UserError
 from twostage.writing import UNFINISHED
 
 # What changes files, of what Python tells of itself. What safetensors writes it does not: there, moments must hit.
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 _NOTE = 512
+_REFUSED = 2
 _OUTLIVED = 5.0  # Times as long as unbroken work takes; then it hangs.
 
 
@@ -49,20 +52,39 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What of the changes of files fails, below Python; see faults.c.
+
+    Attributes:
+        number: of the change, counted from 1; 0 for none.
+        error: the system's number for why.
+        stays: whether all that come after it fail too.
+    """
+
+    number: int = 0
+    error: int = 0
+    stays: bool = False
+
+
+@dataclass(frozen=True)
 class Ended:
     """How a process ended.
 
     Attributes:
-        killed: whether by the kill it was meant to die of; else it had done its work.
+        killed: whether by the kill it was meant to die of; else it had done its work, or refused it.
         where: what it did last.
         seconds: it lived.
         operations: that it made, if it was asked to note them.
+        refused: what the user was told, where it ended so.
+        changes: of files, counted below Python, if there was a fault.
     """
 
     killed: bool
     where: str
     seconds: float
-    operations: Sequence[Operation]
+    operations: Sequence[Operation] = ()
+    refused: str = ""
+    changes: int = 0
 
 
 class Failed(Exception):
@@ -84,35 +106,52 @@ class _Telling(Display):
         yield update
 
 
-def run(work: Callable[[Display], object], place: Path, kill: Kill | None, usual: float = 120.0) -> Ended:
-    """Do some work in a forked process, and kill it.
+def run(
+    work: Callable[[Display], object],
+    place: Path,
+    kill: Kill | None,
+    usual: float = 120.0,
+    fault: Fault | None = None,
+) -> Ended:
+    """Do some work in a forked process, and kill it, or have a change of a file fail.
 
     Args:
         work: what is done; it is given a display to tell its progress to.
         place: the folder within which its file operations count.
         kill: when; None to let it live, and to learn of its operations.
         usual: seconds it takes as a rule.
+        fault: that it meets. This process, and so that one, has to have faults.c loaded.
 
     Raises:
         Failed: it ended with an error, or did not end.
     """
+    changes = mmap.mmap(-1, mmap.PAGESIZE)
     note, log = mmap.mmap(-1, _NOTE), place.with_name(f"{place.name}.operations")
     errors = place.with_name(f"{place.name}.error")
     sys.stdout.flush(), sys.stderr.flush()
     began = time.perf_counter()
     pid = os.fork()
     if not pid:
+        if fault:
+            counter = ctypes.c_int.from_buffer(changes)
+            ctypes.CDLL(None).fault_arm(
+                os.fsencode(f"{place}{os.sep}"), fault.number, fault.error, fault.stays, ctypes.byref(counter)
+            )
         _live(work, place, kill, note, log, errors)
     status = _wait(pid, began, kill, usual)
     where = note[:].split(b"\0", 1)[0].decode(errors="replace")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and kill:
-        return Ended(True, where, time.perf_counter() - began, [])
+        return Ended(True, where, time.perf_counter() - began)
+    count = int.from_bytes(changes[:4], sys.byteorder)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _REFUSED and fault:
+        told = errors.read_text(encoding="utf-8")
+        return Ended(False, where, time.perf_counter() - began, (), told, count)
     if status:
         told = errors.read_text(encoding="utf-8") if errors.exists() else f"status {status}"
         raise Failed(f"after {where}: {told}")
     lines = log.read_text(encoding="utf-8").splitlines() if not kill else []
     operations = [Operation(*line.split("\t")) for line in lines]
-    return Ended(False, where, time.perf_counter() - began, operations)
+    return Ended(False, where, time.perf_counter() - began, operations, "", count)
 
 
 def _wait(pid: int, began: float, kill: Kill | None, usual: float) -> int:
@@ -145,6 +184,9 @@ def _live(
         work(_Telling(telling.note))
         telling.close()
         code = 0
+    except UserError as error:
+        errors.write_text(str(error), encoding="utf-8")
+        code = _REFUSED
     except BaseException:  # noqa: BLE001  Whatever it is, the process that forked has to hear of it, and goes on.
         errors.write_text(traceback.format_exc(), encoding="utf-8")
     finally:

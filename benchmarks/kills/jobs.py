@@ -16,6 +16,7 @@ from twostage import run
 from twostage.display import Display
 from twostage.exporting import export
 from twostage.lock import Lock
+from twostage.pocket import pocket_folder
 from twostage.recipe_file import load_recipe
 from twostage.writing import UNFINISHED
 
@@ -38,7 +39,11 @@ _CLASS_IMAGES: dict[str, Any] = {
     "prior.num_inference_steps": 2,
 }
 _PHOTOS: dict[str, Any] = {"prior.num_class_images": 8}
-_BEST: dict[str, Any] = {"select.keep": "best", "checkpoints.every": 1}
+_BEST: dict[str, Any] = {
+    "select.keep": "best",
+    "select.encoders": (f"dino={pocket_folder('vit')}", f"clip={pocket_folder('clip')}"),
+    "checkpoints.every": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,13 @@ class Room:
 
     Attributes:
         disk: of the run folder while it is written.
+        samples: of these, pictures as they are before they are compressed.
         cache: of class images.
         ram: of the host: an estimate.
     """
 
     disk: int
+    samples: int
     cache: int
     ram: int
 
@@ -107,10 +109,12 @@ def room(recipe: Recipe, rehearsed: Rehearsed, side: int) -> Room:
         held = max(held, min(due, checkpoints.keep + 1 + len(checkpoints.at)) * sum(stage.files))
     results = sum(stage.result for stage in rehearsed.saved)
     drawn = sum(phase.count for phase in rehearsed.phases if phase.name.endswith("samples"))
+    samples = 2 * drawn * picture  # Each is on a sheet once more.
     files = [size for stage in rehearsed.saved for size in stage.files]
     prior, waiting = recipe.prior, max(phase.host for phase in rehearsed.phases)
     return Room(
-        disk=held + results + 2 * drawn * picture,  # Each picture is on a sheet once more.
+        disk=held + results + samples,
+        samples=samples,
         cache=prior.num_class_images * picture if prior.wanted and prior.source == "images" else 0,
         # A net on its way to the card, or a checkpoint's file on its way to disk; and what waits for the card.
         ram=_PROCESS * GIB + max(rehearsed.largest_part, *files) + round(_PINNED * waiting),
