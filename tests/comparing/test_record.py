@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def test_a_broken_one_is_told_in_a_line(ask: Callable[..., Request], tmp_path: P
         Record(Place(str(tmp_path))).open(ask("both"))
     assert len(str(error.value).splitlines()) == 1
     assert (tmp_path / FILE).read_text() == text
+
+
+def test_whatever_differs_is_told_in_a_line_of_some_length(ask: Callable[..., Request], tmp_path: Path) -> None:
+    request = ask("both")
+    stored = request.model_dump(mode="json") | {"a\nb": "x" * 100_000}
+    (tmp_path / FILE).write_text(json.dumps({"request": stored}))
+    with pytest.raises(UserError, match="holds another comparison") as error:
+        Record(Place(str(tmp_path))).open(request)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 1000
 
 
 def test_other_photos_are_another_comparison(ask: Callable[..., Request], tmp_path: Path) -> None:

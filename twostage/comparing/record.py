@@ -10,11 +10,13 @@ from twostage import __version__
 from twostage.comparing.place import Place
 from twostage.comparing.plan import Cell
 from twostage.comparing.request import Request
-from twostage.errors import UserError
+from twostage.errors import UserError, printable
 from twostage.reading import parse_json
 
 FILE = "compare.json"
 FORMAT = 1
+# Letters of a value in a message.
+_LONGEST = 200
 
 
 class Record:
@@ -86,14 +88,17 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = _leaves(old), _leaves(new)
     names = list(dict.fromkeys([*before, *after]))
     return [
-        f"{name} ({_show(before, name)}, now {_show(after, name)})"
+        f"{printable(name)} ({_show(before, name)}, now {_show(after, name)})"
         for name in names
         if before.get(name) != after.get(name)
     ]
 
 
 def _show(leaves: Mapping[str, Any], name: str) -> str:
-    return json.dumps(leaves[name], ensure_ascii=False) if name in leaves else "none"
+    if name not in leaves:
+        return "none"
+    text = printable(json.dumps(leaves[name], ensure_ascii=False))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
