@@ -139,8 +139,8 @@ class CheckpointFolder:
             try:
                 state = _read_state(folder)
                 trained, optimizer = (_read(folder, kind, state) for kind in ("trained", "optimizer"))
-                average = folder / "averaged.safetensors"
-                averaged = _read(folder, "averaged", state) if average.is_file() else {}
+                has_average = state.get("sums", {}).get("averaged") or (folder / "averaged.safetensors").is_file()
+                averaged = _read(folder, "averaged", state) if has_average else {}
                 if place_of(folder) != (state["stage"], state["step"]):
                     raise ValueError("of another place")
                 return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"], averaged)

@@ -16,7 +16,7 @@ from twostage.recipe import Recipe
 from twostage.recipe_fork import fork_recipe, read_recipe
 from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo
-from twostage.subject.tokens import load_embedding
+from twostage.subject.tokens import load_learned
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,5 @@ def find_parent(run: Path) -> Parent:
                 f"--from {run}: it has not finished stage 1; go on with: twostage train {run} --resume, then take its "
                 "token"
             )
-        name, rows = load_embedding(file)
-        if (name, len(rows)) != (token.placeholder, token.num_vectors):
-            raise UserError(
-                f"--from {run}: {file} holds {name!r} of {len(rows)} vectors, and its recipe says "
-                f"{token.placeholder!r} of {token.num_vectors}; train it anew"
-            )
-        embeddings[name] = rows
+        embeddings[token.placeholder] = load_learned(file, token)
     return Parent(folder, recipe, embeddings)

@@ -38,7 +38,7 @@ from twostage.stages import (
 )
 from twostage.subject.captions import subject_phrase, without_token
 from twostage.subject.held_out import find_held_out, leaks
-from twostage.subject.tokens import load_embedding
+from twostage.subject.tokens import load_learned
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -276,7 +276,7 @@ def _tune(net: Any, folder: RunFolder, recipe: Recipe, base: Base, name: str, st
 def learned_tokens(folder: RunFolder, recipe: Recipe) -> dict[str, Tensor]:
     """Rows of each token that a finished run learned by name, (num_vectors, D) each, in the order of its subjects."""
     learned = recipe.every_subject() if recipe.stage1 else []
-    return dict(load_embedding(folder.embedding_file(token.placeholder)) for token, _ in learned)
+    return {token.placeholder: load_learned(folder.embedding_file(token.placeholder), token) for token, _ in learned}
 
 
 def open_finished(run: Path) -> tuple[RunFolder, Recipe]:

@@ -19,6 +19,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluation.checkpoints import FILE, Measured, Measurer, copies, ranked, read_measured
 from twostage.evaluation.encoders import Encoders, load_encoders
+from twostage.evaluation.material import Opened
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Select
 from twostage.run_folder import RunFolder
@@ -72,7 +73,7 @@ class Selection:
         self._measurer: Measurer | None = None
         if measures:
             told = [_without_token(text, recipe) for text in self._rows.values()]
-            self._measurer = Measurer(encoders, list(map(open_photo, photos)), list(map(open_photo, held_out)), told)
+            self._measurer = Measurer(encoders, Opened(photos, open_photo), Opened(held_out, open_photo), told)
 
     @property
     def _stage(self) -> int:

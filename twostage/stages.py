@@ -56,7 +56,7 @@ from twostage.subject.tokens import (
     check_prompts,
     check_word,
     drop_placeholder,
-    load_embedding,
+    load_learned,
     save_embedding,
 )
 
@@ -167,7 +167,9 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
     assert placeholders is not None
     files = {placeholder.name: session.folder.embedding_file(placeholder.name) for placeholder in placeholders.each}
     if session.reached_stage > 1 or session.has_token:
-        learned = [load_embedding(file)[1] for file in files.values()]
+        width = base.text_encoder.get_input_embeddings().embedding_dim
+        tokens = {token.placeholder: token for token, _ in session.recipe.every_subject()}
+        learned = [load_learned(file, tokens[name], width) for name, file in files.items()]
         write_rows(base.text_encoder, placeholders.token_ids, torch.cat(learned))
         return
     learner = EmbeddingLearner(base, placeholders, options.snr_gamma)  # Before anything of the table is rounded.

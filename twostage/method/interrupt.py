@@ -16,7 +16,7 @@ class StopRequest:
         asked: whether someone did.
     """
 
-    def __init__(self, waits: bool = False) -> None:
+    def __init__(self, waits: bool = True) -> None:
         self.asked, self._waits = False, waits
 
     @contextmanager
@@ -42,19 +42,19 @@ class StopRequest:
             self._waits = before
 
     def ask(self) -> None:
-        """Ask.
+        """Ask; only the first time counts, and what it began is not broken off by another.
 
         Raises:
             KeyboardInterrupt: it need not wait.
         """
-        self.asked = True
-        if not self._waits:
+        first, self.asked = not self.asked, True
+        if first and not self._waits:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def stop_on_signals(waits: bool = False) -> Iterator[StopRequest]:
-    """Within it, a first Ctrl-C or SIGTERM is a request; a second one acts as it would without us.
+def stop_on_signals(waits: bool = True) -> Iterator[StopRequest]:
+    """Within it, a first Ctrl-C or SIGTERM is a request; a second one acts as it would without us, as do ignored ones.
 
     Args:
         waits: whether requests wait everywhere, but where it is said that they do not.
@@ -64,6 +64,7 @@ def stop_on_signals(waits: bool = False) -> Iterator[StopRequest]:
         yield request  # Only the main thread can be told of signals.
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])

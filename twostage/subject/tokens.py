@@ -257,6 +257,30 @@ def load_embedding(path: Path) -> tuple[str, Tensor]:
     return name, rows.reshape(-1, rows.shape[-1])
 
 
+def load_learned(path: Path, token: Token, width: int | None = None) -> Tensor:
+    """Read the rows, (num_vectors, D), that a run has learned for its own token.
+
+    Args:
+        path: its embedding file.
+        token: of the run's recipe.
+        width: D of the base's table, where that is at hand.
+
+    Raises:
+        UserError: as `load_embedding`; or they are another token's.
+    """
+    name, rows = load_embedding(path)
+    if (name, len(rows)) != (token.placeholder, token.num_vectors):
+        raise UserError(
+            f"{path} holds {name!r} of {len(rows)} vectors, and the run's recipe says {token.placeholder!r} of "
+            f"{token.num_vectors}; restore it, or train anew"
+        )
+    if width is not None and rows.shape[1] != width:
+        raise UserError(
+            f"{path} holds vectors of {rows.shape[1]} numbers, and the base's are of {width}; restore it, or train anew"
+        )
+    return rows
+
+
 def _check_name(name: str, num_vectors: int) -> None:
     if not name:
         raise UserError("the placeholder is empty; name the new token, as in --placeholder-token '<rare>'")
