@@ -8,6 +8,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found | {"twostage": __version__}
+
+
+def facts_of(device: torch.device) -> dict[str, Any]:
+    """What a run is trained with, for run.json."""
+    return {"versions": versions(), "device": describe(device), "reproducible": reproducible(device)}
+
+
+def reproducible(device: torch.device) -> str:
+    """What the same seed gives again on a device, and what it does not: for people."""
+    draws = "the same seed gives the same noise, timesteps, photos and prompts"
+    if device.type == "cpu":
+        return f"{draws}; with as many threads, the same libraries and kind of processor, the same weights to the bit"
+    return f"{draws}; the weights agree but for rounding, since some kernels of a GPU add up in another order each time"
 
 
 def usual_device() -> str:

@@ -20,6 +20,9 @@ from twostage.errors import UserError, printable
 from twostage.recipe import Recipe, Section, Stage, short_names
 
 STAGES = ("stage1", "stage2")
+# Of recipe files. Raise it when a file of now would mean something else to the version before, or be refused by it with
+# no hint at why; `_check_format` then says how to go on with an older one, or it is read.
+FORMAT = 1
 
 _BESIDE = Path(__file__).parent / "recipes"
 # Installed, recipes/ lies inside the package; in a checkout it lies beside it.
@@ -47,6 +50,7 @@ def load_recipe(name_or_path: str, *, overrides: Mapping[str, Any] | None = None
     """
     path = find_recipe(name_or_path)
     content = _read(path)
+    _check_format(path, content.pop("format", FORMAT))
     tables = content.pop("on", {})
     flags = dict(overrides or {})
     if base is not None:
@@ -101,7 +105,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
     What has no value stays a comment. `load_recipe` reads the text back to an equal recipe.
     """
-    lines = [*_dump_options(recipe)]
+    lines = ["# Of this file, so that a later version reads it as this one does.", f"format = {FORMAT}", *_dump_options(recipe)]
     for title, section in recipe_errors.sections().items():
         table = getattr(recipe, title)
         if table is None:
@@ -109,6 +113,16 @@ def dump_recipe(recipe: Recipe) -> str:
             continue
         lines += [f"\n# {(section.__doc__ or '').splitlines()[0]}", f"[{title}]", *_dump_options(table)]
     return "\n".join(lines) + "\n"
+
+
+def _check_format(path: Path, found: Any) -> None:
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise UserError(f"{path}: format must be a whole number from 1, not {recipe_errors.show(found)}; leave it out")
+    if found > FORMAT:
+        raise UserError(
+            f"{path} is a recipe of a newer twostage (format {found}, and this one reads up to {FORMAT}); update "
+            "twostage"
+        )
 
 
 def _dump_options(section: Section) -> list[str]:

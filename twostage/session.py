@@ -18,7 +18,7 @@ from twostage.families import Base
 from twostage.fork import Parent
 from twostage.gauge import Prediction
 from twostage.identity import check_identity, identity
-from twostage.machine import describe, versions
+from twostage.machine import facts_of
 from twostage.memory.heap import keep_freed_memory
 from twostage.memory_watch import MemoryWatch
 from twostage.method.kernels import set_precision
@@ -150,7 +150,7 @@ class Session:
                 self.folder.rewind(self.reached_stage, step)
                 self.folder.checkpoints.prune(self.recipe.checkpoints, self._best)
             else:
-                facts = {"versions": versions(), "device": describe(self.device), **facts}
+                facts = facts_of(self.device) | facts
                 if parent:
                     facts["from"] = parent.facts
                 self.folder.create(self.recipe, facts, parent.embeddings if parent else None)

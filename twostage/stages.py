@@ -14,8 +14,9 @@ from torch import nn
 from twostage.class_prior import class_prompts
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.machine import reproducible
 from twostage.memory.activations import keeping
-from twostage.memory.attention import choose_attention, set_attention
+from twostage.memory.attention import check_sdpa, choose_attention, set_attention
 from twostage.memory.frozen import place_frozen
 from twostage.memory.host import saves_nothing
 from twostage.memory.optimizers import Updates
@@ -120,8 +121,12 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
 def _choose_attention(session: Session, base: Base) -> None:
     memory = session.recipe.memory
     dtype = torch.bfloat16 if memory.weights == "bfloat16" else session.frozen_dtype
-    session.attention, note = choose_attention(partial(base.outline, "unet"), memory.attention, session.device, dtype)
-    for line in filter(None, (note, saves_nothing(memory, session.device))):
+    outline = partial(base.outline, "unet")
+    session.attention, note = choose_attention(outline, memory.attention, session.device, dtype)
+    if session.attention == "sdpa" and session.device.type != "cpu":
+        check_sdpa(outline, session.device, dtype)
+    varies = "" if session.device.type == "cpu" else reproducible(session.device)
+    for line in filter(None, (note, saves_nothing(memory, session.device), varies)):
         session.display.say(f"note: {line}")
 
 

@@ -12,11 +12,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
+from torch.nn import functional as F
 
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import load_base
-from twostage.memory.attention import choose_attention, largest_difference, set_attention
+from twostage.memory.attention import check_sdpa, choose_attention, largest_difference, set_attention
 from twostage.recipe import Memory, Recipe
 from twostage.run import train
 
@@ -128,3 +129,14 @@ def test_a_run_that_asks_for_xformers_in_vain_is_refused_before_anything_is_writ
     with pytest.raises(UserError, match=r"memory.attention = 'xformers' cannot be had here: [^\n]* use auto or sdpa$"):
         train(recipe, tmp_path / "run", display=Display())
     assert not (tmp_path / "run").exists()
+
+
+def test_torchs_own_attention_is_not_trained_with_where_it_is_wrong(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel whose output is right and whose gradient is not: training would run, and teach nothing."""
+    check_sdpa(lambda: outline(tiny_base, AttnProcessor2_0()), CPU, torch.float32)
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: kernel(q, k.detach(), v, **more))
+    with pytest.raises(UserError, match="attention is wrong on this cpu device"):
+        check_sdpa(lambda: outline(tiny_base, AttnProcessor2_0()), CPU, torch.float32)

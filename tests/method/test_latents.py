@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
+from twostage.errors import UserError
 from twostage.families import Base, load_base
 from twostage.method.examples import Examples, encode_photos
 from twostage.method.latents import encode_picture
@@ -141,3 +142,12 @@ def test_what_is_kept_is_what_the_stock_vae_says(tiny_base: Path) -> None:
         mean, std = encode_picture(base, pixels, CPU)
         assert torch.equal(mean, posterior.mean[0] * vae.config.scaling_factor)
         assert torch.equal(std, posterior.std[0] * vae.config.scaling_factor)
+
+
+def test_latents_that_are_not_finite_are_refused_and_not_kept(tiny_base: Path, photos: Path, cache: Path) -> None:
+    base = load_base(str(tiny_base))
+    with torch.no_grad():
+        base.vae.encoder.conv_in.bias.fill_(float("inf"))
+    with pytest.raises(UserError, match="infinite or NaN"):
+        encode(base, photos)
+    assert not kept(cache)

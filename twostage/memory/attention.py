@@ -49,6 +49,28 @@ def choose_attention(
     return "sdpa", f"attention is torch's own (sdpa): {reason}"
 
 
+def check_sdpa(outline: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Make sure that torch's own attention is right on a device, forward and backward, where it was chosen.
+
+    Args:
+        outline: makes the U-Net's modules on the meta device.
+        device: it will train on.
+        dtype: attention is computed in.
+
+    Raises:
+        UserError: it is not; training with it would teach nothing, or noise.
+    """
+    unet = outline()
+    set_attention(unet, "sdpa")
+    difference = largest_difference(unet, device, dtype)
+    if difference > ROUNDING[dtype]:
+        raise UserError(
+            f"torch's own attention is wrong on this {device.type} device (off by {difference:.0%} of attention "
+            "written out, in its output or gradients); update its driver or torch (`twostage doctor` tries each "
+            "kernel), or train with memory.attention = 'xformers'"
+        )
+
+
 def set_attention(unet: Any, choice: str) -> None:
     """Have a U-Net attend as `choose_attention` has decided."""
     if choice == "xformers":

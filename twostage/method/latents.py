@@ -36,6 +36,9 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
     Returns:
         mean and standard deviation, each (C, H/reduction, W/reduction) float32, scaled as the U-Net sees them, on the
         CPU; bit for bit the same whether or not they come from the cache.
+
+    Raises:
+        UserError: they are not finite; none such is kept.
     """
     shelf = Shelf("latents", ".safetensors", _facts(base, device))
     key = hash_tensors(pixels)
@@ -43,6 +46,11 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
     if latents is None:
         parts = base.family.encode_images(base.vae.to(device), pixels.unsqueeze(0).to(device))
         latents = {name: part[0].float().cpu().contiguous() for name, part in zip(("mean", "std"), parts, strict=True)}
+        if not all(bool(part.isfinite().all()) for part in latents.values()):
+            raise UserError(
+                f"the VAE of {base.folder} makes of a picture latents that are infinite or NaN; its weights overflow or "
+                "are damaged: get it anew, or put one that works in half precision in its place"
+            )
         # All this saves is time: a run that could do without is not refused for a full or read-only disk.
         with suppress(UserError):
             shelf.put(key, save(latents, {"sha256": hash_tensors(*latents.values())}))
