@@ -25,6 +25,8 @@ SEEDS = (
     ("base, learned", 64),
     ("base, drawn with", 44),  # A tokenizer that is a link to nothing.
     ("base, drawn with", 109),
+    ("interrupted run", 48),  # Of a checkpoint, the average is missing.
+    ("interrupted run", 72),  # The embedding is of another token.
     ("finished run", 116),
     ("suite or recipe", 13),  # Told in 100,000 letters.
     ("suite or recipe", 93),

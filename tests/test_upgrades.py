@@ -25,7 +25,7 @@ KEPT = sorted((Path(__file__).parent / "kept").glob("format-*"))
 
 
 def taken(kept: Path, name: str, base: Path, target: Path) -> Path:
-    """A kept run, of a base that is here: random weights may be others with another torch, so it is told that of this."""
+    """A kept run, of a base that is here: with another torch its random weights may be others."""
     run = Path(shutil.copytree(kept / name, target / name))
     for file in (run / "recipe.toml", run / "run.json"):
         text = file.read_text(encoding="utf-8")

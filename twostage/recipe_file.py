@@ -105,7 +105,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
     What has no value stays a comment. `load_recipe` reads the text back to an equal recipe.
     """
-    lines = ["# Of this file, so that a later version reads it as this one does.", f"format = {FORMAT}", *_dump_options(recipe)]
+    lines = ["# Of this file, so that later versions read it as this one does.", f"format = {FORMAT}"]
+    lines += _dump_options(recipe)
     for title, section in recipe_errors.sections().items():
         table = getattr(recipe, title)
         if table is None:

@@ -48,8 +48,8 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
         latents = {name: part[0].float().cpu().contiguous() for name, part in zip(("mean", "std"), parts, strict=True)}
         if not all(bool(part.isfinite().all()) for part in latents.values()):
             raise UserError(
-                f"the VAE of {base.folder} makes of a picture latents that are infinite or NaN; its weights overflow or "
-                "are damaged: get it anew, or put one that works in half precision in its place"
+                f"the VAE of {base.folder} makes of a picture latents that are infinite or NaN; its weights overflow "
+                "or are damaged: get it anew, or put one that works in half precision in its place"
             )
         # All this saves is time: a run that could do without is not refused for a full or read-only disk.
         with suppress(UserError):
