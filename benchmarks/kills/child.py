@@ -24,7 +24,8 @@ from twostage.writing import UNFINISHED
 # What changes files, of what Python tells of itself. What safetensors writes it does not: there, moments must hit.
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 _NOTE = 512
-_REFUSED = 2
+# Exit codes of work that was refused, and that stopped when it was asked to.
+_REFUSED, _STOPPED = 2, 130
 _OUTLIVED = 5.0  # Times as long as unbroken work takes; then it hangs.
 
 
@@ -45,10 +46,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill: at the file operation of that number, counted from 1, or else after so many seconds."""
+    """When to kill: at the file operation of that number, counted from 1, or else after so many seconds.
+
+    With `asks`, it is asked to stop, by SIGTERM, in place of being killed.
+    """
 
     operation: int = 0
     seconds: float = 0.0
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Ended:
         operations: that it made, if it was asked to note them.
         refused: what the user was told, where it ended so.
         changes: of files, counted below Python, if there was a fault.
+        answered: seconds from when it was asked to stop to when it had.
     """
 
     killed: bool
@@ -85,6 +91,7 @@ class Ended:
     operations: Sequence[Operation] = ()
     refused: str = ""
     changes: int = 0
+    answered: float = 0.0
 
 
 class Failed(Exception):
@@ -138,10 +145,12 @@ def run(
                 os.fsencode(f"{place}{os.sep}"), fault.number, fault.error, fault.stays, ctypes.byref(counter)
             )
         _live(work, place, kill, note, log, errors)
-    status = _wait(pid, began, kill, usual)
+    status, asked = _wait(pid, began, kill, usual)
     where = note[:].split(b"\0", 1)[0].decode(errors="replace")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and kill:
         return Ended(True, where, time.perf_counter() - began)
+    if kill and kill.asks and (os.WIFEXITED(status) and os.WEXITSTATUS(status) == _STOPPED or status == signal.SIGTERM):
+        return Ended(True, where, asked - began, answered=time.perf_counter() - asked)
     count = int.from_bytes(changes[:4], sys.byteorder)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _REFUSED and fault:
         told = errors.read_text(encoding="utf-8")
@@ -154,16 +163,18 @@ def run(
     return Ended(False, where, time.perf_counter() - began, operations, "", count)
 
 
-def _wait(pid: int, began: float, kill: Kill | None, usual: float) -> int:
+def _wait(pid: int, began: float, kill: Kill | None, usual: float) -> tuple[int, float]:
+    """Its status, and when it was asked to stop."""
     moment = kill.seconds if kill and not kill.operation else None
+    asked = 0.0
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            return status
+            return status, asked
         lived = time.perf_counter() - began
-        if moment is not None and lived >= moment:
-            os.kill(pid, signal.SIGKILL)
-            return os.waitpid(pid, 0)[1]
+        if moment is not None and lived >= moment and not asked:
+            asked = time.perf_counter()
+            os.kill(pid, signal.SIGTERM if kill and kill.asks else signal.SIGKILL)
         if lived > _OUTLIVED * usual + 30:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -184,6 +195,8 @@ def _live(
         work(_Telling(telling.note))
         telling.close()
         code = 0
+    except KeyboardInterrupt:
+        code = _STOPPED
     except UserError as error:
         errors.write_text(str(error), encoding="utf-8")
         code = _REFUSED
