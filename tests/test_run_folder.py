@@ -192,3 +192,21 @@ def test_when_a_run_is_done_only_checkpoints_that_were_asked_for_stay(tmp_path: 
     assert (tmp_path / "checkpoints" / "best-stage2-000004").is_dir()
     folder.checkpoints.drop(options)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["stage2-000005"]
+
+
+def test_what_a_kill_left_of_a_beginning_is_begun_anew_and_what_is_not_ours_is_refused(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """The recipe is written last: with it, it is a run; without, only our own first files may lie there."""
+    path = tmp_path / "run"
+    RunFolder(path).create(tiny_recipe, {}, {"<rare>": torch.ones(1, 4)})
+    (path / "recipe.toml").unlink()
+    (path / ".writing-1234-recipe.toml").touch()
+    RunFolder(path).check_free()
+    (path / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        RunFolder(path).check_free()
+    (path / "notes.txt").unlink()
+    (path / "run.json").rename(path / "recipe.toml")
+    with pytest.raises(UserError, match="is not empty"):  # Somebody's own recipe.
+        RunFolder(path).check_free()

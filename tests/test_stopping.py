@@ -14,6 +14,7 @@ from tests.watching import Watcher, assert_same_bits, metrics, without
 from twostage import class_prior, stages
 from twostage.display import Display
 from twostage.method.examples import Examples
+from twostage.method.interrupt import stop_on_signals
 from twostage.recipe import Recipe
 from twostage.run import train
 from twostage.run_folder import RunFolder
@@ -100,3 +101,14 @@ def test_a_stop_while_the_class_is_prepared_comes_at_once_and_says_how_to_go_on(
     said = stopped(recipe, tmp_path / "run").said
     assert not prepare.went_on and "before the first checkpoint" in said[-1]
     assert train(recipe, tmp_path / "run", resume=True, display=Display())
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As of a process that `nohup` or a comparison has begun."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals(waits=False) as request:
+            signal.raise_signal(signal.SIGINT)
+            assert not request.asked
+    finally:
+        signal.signal(signal.SIGINT, before)
