@@ -114,7 +114,7 @@ def prompts(folder: Path, count: int) -> Callable[[], Told]:
         num_inference_steps=2,
         encoders=("dino=pocket", "clip=pocket", "dinov2=none"),
     )
-    run = many.tiny_run(folder)
+    run = many.tiny_run(folder, 16)
 
     def case() -> Told:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:

@@ -80,9 +80,9 @@ def prompts(folder: Path, count: int) -> Path:
     return file
 
 
-def tiny_run(folder: Path) -> Path:
-    """A finished run of both stages on a tiny random pipeline, 64x64 pixels."""
-    done = folder / "tiny-run"
+def tiny_run(folder: Path, side: int = _SIDE) -> Path:
+    """A finished run of both stages on a tiny random pipeline, of pictures of that side in pixels."""
+    done = folder / f"tiny-run-{side}"
     if (done / "model_index.json").exists() or (done / "unet").is_dir():
         return done
     if not (folder / "tiny" / "model_index.json").exists():
@@ -94,7 +94,7 @@ def tiny_run(folder: Path) -> Path:
     recipe = Recipe(
         name="two-stage",
         base=str(folder / "tiny"),
-        data=Data(photos=few, class_noun="backpack", resolution=_SIDE),
+        data=Data(photos=few, class_noun="backpack", resolution=side),
         token=Token(initializer="red"),
         stage1=Stage1(steps=4, learning_rate=5e-3, batch_size=2),
         stage2=Stage2(steps=4, learning_rate=1e-3, batch_size=2),
