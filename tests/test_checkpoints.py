@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from tests.watching import Watcher, assert_same_bits, ctrl_c
+from twostage import checkpoints
 from twostage.checkpoints import CheckpointFolder
 from twostage.display import Display
 from twostage.errors import UserError
@@ -81,6 +84,29 @@ def test_a_checkpoint_from_before_sums_were_kept_is_read(two: CheckpointFolder) 
     state = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in state.items() if name not in ("sums", "sha256")}))
     assert newest_step(two) == 8
+
+
+def test_damaged_checkpoints_do_not_outlive_those_that_come_in_their_place(two: CheckpointFolder) -> None:
+    """Else what a run has just saved would be the oldest of all, and go."""
+    for path in two.all():
+        (path / "state.json").write_text("{")
+    two.save(1, progress(2), Checkpoints(keep=9))
+    found = two.newest()
+    assert found
+    two.forget_after((found[0], found[1].step))
+    two.save(1, progress(4), Checkpoints(keep=2))
+    assert [path.name for path in two.all()] == ["stage1-000002", "stage1-000004"]
+
+
+def test_a_checkpoint_that_the_system_cannot_read_just_now_is_not_taken_for_damaged(
+    two: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoints, "load_file", fails)
+    with pytest.raises(UserError, match="cannot read the checkpoint .*stage2-000008: Input/output error"):
+        two.newest()
 
 
 def test_a_run_says_which_checkpoint_it_passes_over_and_ends_as_if_nothing_had_been(

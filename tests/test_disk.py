@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.watching import without
+from tests.watching import assert_same_bits, without
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import load_base
@@ -92,6 +92,15 @@ def test_a_run_that_cannot_fit_on_its_disk_is_refused_before_anything_is_written
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
     monkeypatch.setattr(disk, "free_bytes", lambda folder: certain)
     disk.check_disk(tiny_recipe, load_base(tiny_recipe.base), tmp_path / "run")
+
+
+def test_a_run_that_just_fits_trains_as_if_nobody_had_looked(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To know, it is rehearsed, by the same libraries and in the same process that is to train it."""
+    expected = train(tiny_recipe, tmp_path / "expected", display=Display())
+    monkeypatch.setattr(disk, "_MOST", 1e15)
+    assert_same_bits(train(tiny_recipe, tmp_path / "run", display=Display()), expected)
 
 
 def test_what_a_run_is_said_to_need_is_what_it_writes(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim import AdamW
 
 from tests.watching import Watcher, assert_same_bits, metrics, without
 from twostage import class_prior, stages
@@ -112,3 +113,37 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
             assert not request.asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_saves_no_step_that_is_half_done(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the run wherever it is: here weights have moved, and the step does not count yet."""
+    unbroken = train(tiny_recipe, tmp_path / "unbroken", display=Display())
+    step, calls = AdamW.step, []
+
+    def twice(self: AdamW, *args: Any, **kwargs: Any) -> Any:
+        done = step(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(AdamW, "step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe, tmp_path / "run", display=Display())
+    monkeypatch.undo()
+    assert RunFolder(tmp_path / "run").checkpoints.newest_place() is None
+    run = train(tiny_recipe, tmp_path / "run", resume=True, display=Display())
+    assert_same_bits(run, unbroken)
+
+
+def test_a_stop_while_the_result_is_written_waits_for_it(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step has no checkpoint: to break off would throw away all since the one before."""
+    save = Once(RunFolder.save_model)
+    monkeypatch.setattr(RunFolder, "save_model", lambda self, *args: save(self, *args))
+    run = train(tiny_recipe, tmp_path / "run", display=Display())
+    assert save.went_on and RunFolder(run).open() and (run / "unet").is_dir()

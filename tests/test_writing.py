@@ -87,7 +87,7 @@ def test_a_removed_folder_is_gone_before_what_is_in_it(tmp_path: Path, monkeypat
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "weights").write_text("all")
 
-    def killed(path: Path) -> None:
+    def killed(path: Path, ignore_errors: bool = False) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)

@@ -6,6 +6,7 @@ best-stage2-000400/  the weights of the best one, when the rest of it had to go
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,12 +26,13 @@ from twostage.method.loop import Progress
 from twostage.method.selfcheck import checksum
 from twostage.reading import read_json
 from twostage.recipe import Checkpoints
-from twostage.writing import remove_folder, whole_folder, writing
+from twostage.writing import remove_folder, system_error, whole_folder, writing
 
 # A stage and a step of it; they are compared as they come in a run.
 Place = tuple[int, int]
 _NAME = re.compile(r"(best-)?stage\d-\d{6,}")
-# What reading a damaged checkpoint raises.
+# What the system says of files that are not there, and what reading a damaged checkpoint raises.
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
@@ -111,6 +113,17 @@ class CheckpointFolder:
             else:
                 remove_folder(path)
 
+    def forget_after(self, place: Place) -> None:
+        """Remove those after a stage and step, which could not be read: what is trained anew comes in their place.
+
+        Raises:
+            UserError: one cannot be removed.
+        """
+        with writing(self.path):
+            for path in self._named("best-") + self.all():
+                if place_of(path) > place:
+                    remove_folder(path)
+
     def drop(self, options: Checkpoints) -> None:
         """Remove those of a finished run that were not asked for."""
         for path in self._named("best-") + self.all():
@@ -134,7 +147,11 @@ class CheckpointFolder:
         return place_of(found[-1]) if found else None
 
     def newest(self) -> tuple[int, Progress] | None:
-        """Stage and progress of the newest checkpoint that can be read; None where there is none."""
+        """Stage and progress of the newest checkpoint that is sound; None where there is none.
+
+        Raises:
+            UserError: the system cannot read one that is there; it may be sound.
+        """
         for folder in reversed(self.all()):
             try:
                 state = _read_state(folder)
@@ -144,7 +161,12 @@ class CheckpointFolder:
                 if place_of(folder) != (state["stage"], state["step"]):
                     raise ValueError("of another place")
                 return state["stage"], Progress(state["step"], trained, optimizer, state["numbers"], averaged)
-            except _DAMAGED:
+            except _DAMAGED as error:
+                if (number := system_error(error)) and number not in _GONE:
+                    raise UserError(
+                        f"cannot read the checkpoint {folder}: {os.strerror(number)}; make it readable, and go on. "
+                        "Nothing was changed"
+                    ) from error
                 continue  # Damaged after it was written: the one before it is the newest.
         return None
 

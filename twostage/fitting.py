@@ -64,6 +64,8 @@ def train(
         raise UserError(f"--vram {vram} is for one process; ask `twostage plan`, and give its flags to all of them")
     if resume:
         recipe = folder.fitted(recipe)
+        if folder.finished:
+            return run.train(recipe, output, resume=True, display=display)
     else:
         folder.check_free()
         find_subject_photos(recipe, find_held_out(recipe.data))
@@ -71,8 +73,12 @@ def train(
     fit = Fit(recipe, _Limit(vram, asked, display), folder.facts.get("plan", {}), takes_token, display)
     while True:
         if resume:
-            folder.update(**fit.prediction.facts)
-            folder.refit(fit.recipe)
+            folder.hold()  # Where another process trains, nothing is changed.
+            try:
+                folder.update(**fit.prediction.facts)
+                folder.refit(fit.recipe)
+            finally:
+                folder.let_go()
         lack = None
         try:
             return run.train(

@@ -44,5 +44,6 @@ class Lock:
     def release(self) -> None:
         """Let others in, if this process was; leaves no file."""
         if self._lock.is_locked:
-            self._file.unlink(missing_ok=True)  # First, as afterwards it may be another's.
+            with suppress(OSError):  # Windows removes no file that is open.
+                self._file.unlink(missing_ok=True)  # First, as afterwards it may be another's.
             self._lock.release()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import accelerate
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from twostage.errors import UserError
 from twostage.machine import compute_capability, describe, has_fast_bfloat16
@@ -45,6 +48,21 @@ def forget_accelerators() -> None:
     """Have the next accelerator find device and processes by itself, like no other that was made in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@contextmanager
+def accelerators_aside() -> Iterator[None]:
+    """Within it, no accelerator has been made; afterwards those from before work as if none had been made in it."""
+    # Instances of a class share one dict, which the next one finds again.
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(kept) for kept in shared]
+    forget_accelerators()
+    try:
+        yield
+    finally:
+        forget_accelerators()
+        for state, kept in zip(shared, before, strict=True):
+            state.update(kept)
 
 
 def check_bfloat16(recipe: Recipe, card: str, capability: tuple[int, int] | None) -> None:

@@ -108,7 +108,8 @@ def _train(
         base = load_base(recipe.base)
         if parent:
             parent.check_base(base)
-        check_disk(recipe, base, folder.path)
+        if session.accelerator.num_processes == 1:  # A rehearsal would have to be all processes', or none's.
+            check_disk(recipe, base, folder.path)
         subject = prepare_subject(session, base, photos, class_images)
         session.begin(base, subject.photos, held_out, class_images, parent)
     with session.training():

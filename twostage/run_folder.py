@@ -38,7 +38,7 @@ from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.run_facts import FORMAT, read_facts
 from twostage.subject.tokens import embedding_file_name, save_embedding
-from twostage.writing import UNFINISHED, remove, whole_file, whole_folder, writing
+from twostage.writing import UNFINISHED, remove, remove_unfinished, whole_file, whole_folder, writing
 
 _PARTS = (
     *("recipe.toml", "run.json", "README.md", "metrics.jsonl", "selection.jsonl"),
@@ -95,7 +95,12 @@ class RunFolder:
     def _unbegun(self, names: set[str]) -> bool:
         """Whether nothing is there, or what a kill left of `create`, whose last file is recipe.toml."""
         names = {name for name in names if name != Lock.NAME and not name.startswith(UNFINISHED)}
-        return not names or "run.json" in names and names <= {"run.json", "embedding"}
+        if not names or "run.json" not in names or names - {"run.json", "embedding"}:
+            return not names
+        try:
+            return read_facts(self._file("run.json")).get("finished") is False
+        except UserError:
+            return False
 
     def _refuse_another(self) -> None:
         if self._file("recipe.toml").exists() and self._file("run.json").exists():
@@ -220,7 +225,8 @@ class RunFolder:
         """Forget lines and samples after a step, and what an interrupted write left; called before going on there."""
         with writing(self.path):
             for left in list(self.path.rglob(UNFINISHED + "*")):
-                remove(left)
+                remove_unfinished(left)
+            self.checkpoints.forget_after((stage, step))
             for drawn in self.path.glob("samples/stage*-*"):
                 if is_checkpoint_name(drawn.stem) and place_of(drawn) > (stage, step):
                     remove(drawn)
@@ -230,7 +236,8 @@ class RunFolder:
 
     def _rewind_lines(self, name: str, place: Place) -> None:
         kept = []
-        text = self._file(name).read_text(encoding="utf-8", errors="replace")
+        with writing(self._file(name)):
+            text = self._file(name).read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines(keepends=True):
             try:
                 entry = parse_json(line)

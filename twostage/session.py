@@ -242,12 +242,9 @@ class Session:
         if loop.step == steps or loop.step and due(loop.step):
             # Whoever stops at a checkpoint leaves without its samples.
             ends = self._look(loop, steps, draw_samples)
-        looks, stopping, shown = check.look_at_gradients, self._stopping, f"stage {loop.stage}"
-        with (
-            stopping.leaving(loop, self._save),
-            self.phase(name),
-            self.display.progress(shown, steps, loop.step) as update,
-        ):
+        looks, stopping = check.look_at_gradients, self._stopping
+        progress = self.display.progress(f"stage {loop.stage}", steps, loop.step)
+        with stopping.leaving(loop, self._save), self.phase(name), progress as update:
             for step in [] if ends else self._memory.steps(loop, nets, looks, self._save, stopping.between_batches):
                 self._log(step)
                 update(step.step, loss=step.loss, lr=step.lr)
@@ -260,8 +257,11 @@ class Session:
                     if stop and not last:
                         stopping.leave()
                     with stopping.at_once():
-                        if self._look(loop, steps, draw_samples):
-                            break
+                        ends = self._look(loop, steps, draw_samples)
+                    if last:
+                        stopping.hold()  # No checkpoint of this step is there to go on from.
+                    if ends:
+                        break
         loop.settle()
         self._settle_on_best(loop)
         if skipped := loop.broken.skipped:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 from twostage.display import Display
-from twostage.method.interrupt import StopRequest, stop_on_signals
+from twostage.method.interrupt import Stop, StopRequest, stop_on_signals
 from twostage.method.loop import StageLoop
 from twostage.run_folder import RunFolder
 
@@ -52,17 +52,21 @@ class Stopping:
         with self._request.held():
             try:
                 yield
-            except KeyboardInterrupt as stop:
+            except Stop as stop:  # And not a second signal's, which may come while weights are half moved.
                 if stop.args:
                     raise
                 loop.forget_gradients()
-                if loop.step and self._folder.checkpoints.newest_place() != (loop.stage, loop.step):
+                if loop.whole and loop.step and self._folder.checkpoints.newest_place() != (loop.stage, loop.step):
                     save(loop)
                 self.leave()
 
     def at_once(self) -> AbstractContextManager[None]:
         """Within it, a stop does not wait."""
         return nullcontext() if self._together else self._request.at_once()
+
+    def hold(self) -> None:
+        """From now on, do not stop: the result is being written."""
+        self._request.hold()
 
     def between_batches(self) -> None:
         """Stop, if that was asked for: a step of many batches takes long."""
@@ -75,4 +79,4 @@ class Stopping:
         saved = f"after step {place[1]} of stage{place[0]} and saved" if place else "before the first checkpoint"
         message = f"stopped {saved}; go on with: twostage train {self._folder.path} --resume"
         self._display.say(message)
-        raise KeyboardInterrupt(message)
+        raise Stop(message)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from twostage.errors import UserError
 
 UNFINISHED = ".writing-"
+_BEFORE = "over-"  # What is being replaced, until the new one is there.
 REMEDY = "make room or choose another folder. What was saved before is whole"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What file systems answer that cannot flush a folder.
@@ -63,11 +64,9 @@ def whole_folder(final: Path, needs: int = 0) -> Iterator[Path]:
         UserError: it cannot be written; nothing of it is left, and what was there is.
     """
     with writing(final, needs):
-        temporary, before = (final.with_name(f"{UNFINISHED}{word}{final.name}") for word in ("", "over-"))
-        if before.exists() and not final.exists():
-            os.replace(before, final)  # What a kill just between the two names left.
+        temporary, before = (final.with_name(f"{UNFINISHED}{word}{final.name}") for word in ("", _BEFORE))
         for left in (temporary, before):
-            remove(left)
+            remove_unfinished(left)
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -103,6 +102,19 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_unfinished(left: Path) -> None:
+    """Remove what a kill left of `whole_file` or `whole_folder`; what one was to replace goes back to its place.
+
+    Raises:
+        OSError: it cannot be put back.
+    """
+    final = left.with_name(left.name.removeprefix(UNFINISHED + _BEFORE))
+    if left.name.startswith(UNFINISHED + _BEFORE) and os.path.lexists(left) and not os.path.lexists(final):
+        os.replace(left, final)
+    else:
+        remove(left)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder of which a kill leaves all or nothing under its name.
 
@@ -112,7 +124,7 @@ def remove_folder(folder: Path) -> None:
     removing = folder.with_name(f"{UNFINISHED}removing-{folder.name}")
     remove(removing)
     os.replace(folder, removing)
-    shutil.rmtree(removing)
+    shutil.rmtree(removing, ignore_errors=True)  # A network's file system may keep what is still open there.
 
 
 def flush(file: Path) -> None:
@@ -161,7 +173,7 @@ def _flush_folder(folder: Path) -> None:
             raise
 
 
-def _number(error: OSError | SafetensorError) -> int | None:
+def system_error(error: Exception) -> int | None:
     """The system's number of an error; safetensors reports what the system said inside its own message."""
     if isinstance(error, OSError):
         return error.errno
@@ -170,13 +182,13 @@ def _number(error: OSError | SafetensorError) -> int | None:
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    number = _number(error)
+    number = system_error(error)
     return os.strerror(number) if number else str(error)
 
 
 def _room(error: OSError | SafetensorError, path: Path, needs: int) -> str:
     """How many bytes it takes, how many are free, and how many of them are missing."""
-    if _number(error) not in _FULL:
+    if system_error(error) not in _FULL:
         return ""
     free, told = free_bytes(path), [f"it takes {needs:,} bytes"] if needs else []
     if free is not None:

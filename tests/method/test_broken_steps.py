@@ -95,6 +95,19 @@ def test_what_is_resumed_within_broken_steps_ends_where_an_unbroken_run_does(mak
     assert resumed.broken.skipped == PATIENCE
 
 
+def test_an_average_goes_on_as_it_was_after_steps_that_were_skipped(make_loop: Any) -> None:
+    options = {"steps": 8, "ema_decay": 0.99}
+    unbroken, interrupted, resumed = (make_loop(lambda step: step in (1, 2), **options) for _ in range(3))
+    list(unbroken.steps())
+    steps = interrupted.steps()
+    for _ in range(4):
+        next(steps)
+    resumed.restore(interrupted.progress())
+    list(resumed.steps())
+    averages = [list(loop.progress().averaged.values()) for loop in (unbroken, resumed)]
+    assert same(averages[0], averages[1])
+
+
 def test_the_cause_names_a_broken_weight_or_a_broken_gradient(make_loop: Any) -> None:
     loop = make_loop(lambda step: False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: none moves a weight, and a stage ends where they persist."""
+"""Steps whose loss or gradient is not finite: no such gradient moves a weight, and a stage ends where they persist."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BrokenSteps:
             remedy = f"train without mixed_precision (now {self._precision}), or {remedy}"
         raise UserError(
             f"stage {self._stage} broke at step {step}: {self.in_a_row} steps in a row had no finite loss or gradient, "
-            f"and {_cause(loss, trained, norms)}; {remedy}. They moved nothing, and what was saved before is whole"
+            f"and {_cause(loss, trained, norms)}; {remedy}. What was saved before is whole"
         )
 
 

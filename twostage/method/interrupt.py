@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Stop(KeyboardInterrupt):
+    """Someone asked to stop, and nothing is half done. A second signal is a KeyboardInterrupt, whatever is going on."""
+
+
 class StopRequest:
     """Whether someone asked to stop, and whether that waits.
 
@@ -17,20 +21,26 @@ class StopRequest:
     """
 
     def __init__(self, waits: bool = True) -> None:
-        self.asked, self._waits = False, waits
+        self.asked, self._waits, self._holds = False, waits, False
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within it, a request is noted, and nothing else happens."""
+        """Within it, a request is noted, and nothing else happens; what was noted and not answered is, at its end."""
         with self._waiting(True):
             yield
+        if self.asked and not (self._waits or self._holds):
+            raise Stop
+
+    def hold(self) -> None:
+        """From now on, note requests and do nothing: what is begun is over sooner than it would be broken off."""
+        self._holds = True
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within it, within `held`, a request ends all, and so does one that was noted."""
         with self._waiting(False):
-            if self.asked:
-                raise KeyboardInterrupt
+            if self.asked and not self._holds:
+                raise Stop
             yield
 
     @contextmanager
@@ -45,11 +55,11 @@ class StopRequest:
         """Ask; only the first time counts, and what it began is not broken off by another.
 
         Raises:
-            KeyboardInterrupt: it need not wait.
+            Stop: it need not wait.
         """
         first, self.asked = not self.asked, True
-        if first and not self._waits:
-            raise KeyboardInterrupt
+        if first and not (self._waits or self._holds):
+            raise Stop
 
 
 @contextmanager
@@ -64,7 +74,8 @@ def stop_on_signals(waits: bool = True) -> Iterator[StopRequest]:
         yield request  # Only the main thread can be told of signals.
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    # None is a handler that Python has not set, and could not put back.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])

@@ -156,6 +156,8 @@ class StageLoop:
         self.broken.check(self.step + 1, loss, self.trained, norms)
         if self._in_backward:
             self._in_backward.norms.clear()
+            if self._average is not None:
+                self._average.step(self.trained.values())  # Other gradients of the step have moved weights.
         if self._accelerator.scaler:
             self._accelerator.scaler.update()
         self._prepared.zero_grad()
@@ -219,8 +221,8 @@ class StageLoop:
             yield
             return
         self._average.store(self.trained.values())
-        self._average.copy_to(self.trained.values())
         try:
+            self._average.copy_to(self.trained.values())
             yield
         finally:
             self._average.restore(self.trained.values())
@@ -285,7 +287,7 @@ class StageLoop:
         if self._average is not None:
             for name, average in zip(self.trained, self._average.shadow_params, strict=True):
                 average.copy_(progress.averaged[name])
-            self._average.optimization_step = progress.step
+            self._average.optimization_step = progress.step - (0 if self._in_backward else self.broken.skipped)
         self.step = progress.step
 
 
@@ -294,7 +296,10 @@ def _norms(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def _in_order_of(parameter: Tensor, value: Any) -> Any:
-    """A moment as the optimizer keeps it: with the strides of its parameter, which files do not keep."""
+    """A moment as the optimizer keeps it: with the strides of its parameter, which files do not keep.
+
+    On a CPU the optimizer would keep the tensor itself, and with it the file open: then it is a copy.
+    """
     if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
+        return value.clone() if isinstance(value, Tensor) and parameter.device.type == "cpu" else value
     return torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype).copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from twostage.errors import UserError
@@ -16,6 +17,7 @@ from twostage.writing import free_bytes
 # Bytes of a checkpoint for one of the base's weights, at most: weights, AdamW's two moments and an average in float32,
 # where the base's own file may have them in half precision.
 _MOST = 16 / 2
+_PARTS = ("checkpoints", "unet", "text_encoder", "adapter", "embedding")
 
 
 def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
@@ -35,8 +37,8 @@ def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
     free = free_bytes(folder)
     if free is None:
         return
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    weights = sum(file.stat().st_size for file in base.folder.glob("*/*.safetensors"))
+    there = sum(_bytes(folder / part) for part in _PARTS)
+    weights = sum(_bytes(base.folder / part) for part in ("unet", "text_encoder"))
     kept = recipe.checkpoints.keep + 1 + len(recipe.checkpoints.at)
     if _MOST * weights * (kept + 1) <= free + there:
         return  # Without a rehearsal, which takes seconds.
@@ -49,3 +51,12 @@ def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
             f"{needs - free:,} ({size(needs - free)}) are missing; make room, choose another output, or keep fewer "
             f"checkpoints (checkpoints.keep, now {recipe.checkpoints.keep})"
         )
+
+
+def _bytes(folder: Path) -> int:
+    """Of the tensors in a folder; another process may remove some meanwhile."""
+    total = 0
+    for file in folder.rglob("*.safetensors"):
+        with suppress(OSError):
+            total += file.stat().st_size
+    return total

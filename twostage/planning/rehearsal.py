@@ -24,7 +24,7 @@ from twostage.method.precision import drawn_in
 from twostage.method.sampling import TOGETHER
 from twostage.planning.outlined import OutlinedBase, OutlinedExamples, outline_base, outline_placeholders
 from twostage.planning.phases import Known, Parts, Phase, Rehearsed, Saved, Work, that_matters
-from twostage.processes import forget_accelerators
+from twostage.processes import accelerators_aside
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage
 from twostage.run_folder import RunFolder
@@ -50,7 +50,7 @@ def rehearse(recipe: Recipe, known: Known | None = None) -> Rehearsed:
     Raises:
         UserError: the base is not known, or the recipe does not fit it.
     """
-    with _accelerators_forgotten(), simulation() as trace:
+    with accelerators_aside(), simulation() as trace:
         session = Rehearsal(recipe, outline_base(recipe.base), trace, known)
         session.encode_photos()
         prior = session.draw_class_images()
@@ -265,17 +265,6 @@ class Rehearsal(Session):
 def _shortened(stage: Stage) -> Stage:
     """Of all batches that a step adds up, the second is like all that follow."""
     return stage.model_copy(update={"gradient_accumulation_steps": min(2, stage.gradient_accumulation_steps)})
-
-
-@contextmanager
-def _accelerators_forgotten() -> Iterator[None]:
-    """accelerate keeps its settings for the whole process: here neither those before nor ours outlast their use."""
-
-    forget_accelerators()
-    try:
-        yield
-    finally:
-        forget_accelerators()
 
 
 def _numel(net: nn.Module) -> int:
