@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,28 @@ class CLIPEmbedder:
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(N, D) float32 on the CPU, of length 1."""
-        parts = []
-        for start in range(0, len(prompts), BATCH):
-            some = list(prompts[start : start + BATCH])
-            ids = self.tokenizer(some, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
-            parts.append(torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1).cpu())
-        return torch.cat(parts)
+        return collected(map(self._read, range(0, len(prompts), BATCH), repeat(prompts)), len(prompts))
+
+    def _read(self, start: int, prompts: Sequence[str]) -> Tensor:
+        some = list(prompts[start : start + BATCH])
+        ids = self.tokenizer(some, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
+        return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+
+
+def collected(parts: Iterable[Tensor], count: int) -> Tensor:
+    """What `torch.cat` of parts (n, D) gives, `count` rows in all, in a place of its own from the first part on.
+
+    A list of small tensors that stay, each behind what it was computed by, leaves a process holes in place of memory.
+    """
+    whole, filled = torch.empty(0), 0
+    for part in parts:
+        if not filled:
+            whole = torch.empty(count, *part.shape[1:], dtype=part.dtype)
+        whole[filled : filled + len(part)] = part
+        filled += len(part)
+    assert filled == count
+    return whole
 
 
 def _check(source: str | Path, local_files_only: bool) -> None:

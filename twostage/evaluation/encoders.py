@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twostage.cache import Shelf
 from twostage.errors import UserError
-from twostage.evaluation.embedders import BATCH, CLIPEmbedder, ViTEmbedder
+from twostage.evaluation.embedders import BATCH, CLIPEmbedder, ViTEmbedder, collected
 from twostage.loading import loading
 from twostage.pocket import PocketModel, pocket_folder
 from twostage.quiet import quiet
@@ -77,7 +77,7 @@ class Encoder:
         Raises:
             UserError: the cache cannot be written.
         """
-        return torch.cat([self._together(some) for some in _some(images)])
+        return collected(map(self._together, _some(images)), len(images))
 
     def _together(self, images: Sequence[Image.Image]) -> Tensor:
         keys = [_key(image) for image in images]
