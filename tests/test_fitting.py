@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from twostage.lack import OutOfMemory
 from twostage.memory.ladder import changed_recipe, climb
 from twostage.recipe import Checkpoints, Memory, Recipe, Sample, Stage2
 from twostage.recipe_file import load_recipe
+from twostage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -131,6 +132,22 @@ def test_an_interrupted_run_is_resumed_by_the_command_it_was_begun_with(short: R
     assert_same_weights(tmp_path / "run", run.train(changed, tmp_path / "unbroken", display=Display()))
 
 
+@pytest.mark.parametrize("state", ["finished", "held by another process"])
+def test_fitting_a_run_that_cannot_go_on_changes_nothing_in_it(short: Recipe, tmp_path: Path, state: str) -> None:
+    """Else its recipe would name options that it was not trained with."""
+    folder = run.train(short, tmp_path / "run", display=Display())
+    other = RunFolder(folder)
+    if state != "finished":
+        other.open()
+        other.hold()
+        other.update(finished=False)
+    before = {name: (folder / name).read_bytes() for name in ("run.json", "recipe.toml")}
+    with nullcontext() if state == "finished" else pytest.raises(UserError, match="another process is at work"):
+        fitting.train(short, folder, "auto", resume=True, display=Display())
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    other.let_go()
+
+
 # Out of memory
 
 
@@ -206,7 +223,7 @@ def test_a_process_whose_memory_is_really_short_trains_to_the_end_in_less(
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     code = """
         import re, resource, sys
-        from contextlib import contextmanager
+        from contextlib import contextmanager, nullcontext
         from pathlib import Path
         import torch
         from twostage import fitting
