@@ -57,6 +57,7 @@ class WithValues(Rehearsal):
     """A session that writes nothing and runs its stages on the GPU, where there is one."""
 
     def __init__(self, recipe: Recipe, base: RandomBase) -> None:
+        forget_accelerators()  # Those made before may be of another precision.
         super().__init__(recipe, base, StorageTrace())
         forget_accelerators()  # A rehearsal's is the CPU's, and all that follow would be like it.
         self.accelerator = Accelerator(mixed_precision=self.recipe.mixed_precision)

@@ -34,7 +34,9 @@ from benchmarks.kills.child import run as run_child
 from benchmarks.kills.jobs import Job, contents, faults, jobs
 from twostage.demo import SEEN, take_photos
 from twostage.display import Display, terminal_display
+from twostage.families import load_base
 from twostage.machine import describe, versions
+from twostage.method.sampling import assemble
 from twostage.pocket import world
 
 # Of the kills, those at a moment; and chances that what goes on is killed too.
@@ -175,7 +177,11 @@ def main() -> int:
 
 
 def prepare(folder: Path, base: str, only: Sequence[str] = ()) -> list[Job]:
-    """The jobs, with photos drawn and a run finished to export, in `folder`."""
+    """The jobs, with photos drawn and a run finished to export, in `folder`.
+
+    The base is put together here once: what that imports, no process that is forked has to import again.
+    """
+    assemble(load_base(base))
     photos, held_out = folder / "photos", folder / "held-out"
     subject = world.sample_subject(np.random.default_rng([0, 2024]), "backpack")
     take_photos(photos, subject, SEEN[:3], 0)

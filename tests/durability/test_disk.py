@@ -16,7 +16,7 @@ from twostage.planning import disk, plan
 from twostage.recipe import Recipe
 from twostage.run import train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # In name spaces of its own, anybody may mount a small file system, which nobody else sees.
 _APART = ["unshare", "--map-root-user", "--mount"]
 
