@@ -87,7 +87,9 @@ class Killer:
         """When to kill work like that, and what kind of kill it is."""
         if self.asks or self._random.random() < _MOMENTS:
             return Kill(seconds=self._random.uniform(0.02, 0.98) * unbroken.seconds, asks=self.asks), "a moment"
-        kinds = sorted({operation.kind for operation in unbroken.operations}, key=lambda kind: (self._hit[kind], kind))
+        kinds = sorted({operation.kind for operation in unbroken.operations})
+        self._random.shuffle(kinds)
+        kinds.sort(key=lambda kind: self._hit[kind])
         self._hit[kinds[0]] += 1
         numbers = [n for n, operation in enumerate(unbroken.operations, 1) if operation.kind == kinds[0]]
         return Kill(operation=self._random.choice(numbers)), kinds[0]

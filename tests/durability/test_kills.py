@@ -26,4 +26,4 @@ def test_ten_kills_at_random_moments_change_no_bit_of_what_comes_out(tiny_base: 
     jobs = ("two-stage, the best checkpoint", "dreambooth", "export to diffusers")
     said = run("benchmarks.kills", tmp_path / "kills", tiny_base, "--kills", "10", "--jobs", *jobs)
     assert "10 kills in" in said and " 0 of them wrong" in said
-    assert "checkpoint" in said and "cache" in said
+    assert ", before " in said  # A file operation, and not moments alone.

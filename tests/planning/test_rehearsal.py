@@ -16,6 +16,7 @@ from twostage.planning.outlined import OutlinedBase, known_bases, outline_base
 from twostage.planning.phases import Known
 from twostage.planning.rehearsal import Rehearsal, rehearse
 from twostage.planning.room import room
+from twostage.processes import accelerators_aside
 from twostage.recipe import Adapter, Memory, Prior
 from twostage.recipe_file import load_recipe, shipped_recipes
 from twostage.stages import learn_denoiser, learn_embedding
@@ -27,7 +28,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 def _really(recipe):
     """What the same stages take on real tensors."""
     base = load_base(recipe.base)
-    with collected_on_demand(), card_autocast(), StorageTrace() as trace:
+    with accelerators_aside(), collected_on_demand(), card_autocast(), StorageTrace() as trace:
 
         class RealBase(OutlinedBase):
             """With its weights, which no operation makes; prompts are not read all the same."""
