@@ -22,14 +22,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 
-from benchmarks.kills.child import Ended, Failed, Kill, Operation
+from benchmarks.kills.child import Failed, Kill, Operation
 from benchmarks.kills.child import run as run_child
 from benchmarks.kills.jobs import Job, contents, faults, jobs
 from twostage.demo import SEEN, take_photos
@@ -109,7 +108,7 @@ def disturb(job: Job, unbroken: Unbroken, place: Path, killer: Killer, most: int
 
     try:
         kill, kind = killer.kill_of(unbroken)
-        while (ended := _try(work, place, kill, unbroken)).killed:
+        while (ended := run_child(work, place, kill, unbroken.seconds)).killed:
             outcome.kills.append(ended.where)
             outcome.kinds.append(kind)
             outcome.answered.append(ended.answered)
@@ -125,10 +124,6 @@ def disturb(job: Job, unbroken: Unbroken, place: Path, killer: Killer, most: int
     except Failed as failure:
         outcome.wrong.append(str(failure))
     return outcome
-
-
-def _try(work: Any, place: Path, kill: Kill, unbroken: Unbroken) -> Ended:
-    return run_child(work, place, kill, unbroken.seconds)
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from twostage.errors import UserError
 from twostage.families import Base
 from twostage.gauge import size
-from twostage.planning.outlined import outline_base
 from twostage.planning.rehearsal import rehearse
 from twostage.planning.room import room
 from twostage.recipe import Recipe
@@ -43,7 +42,7 @@ def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
     if _MOST * weights * (kept + 1) <= free + there:
         return  # Without a rehearsal, which takes seconds.
     outlined = recipe.model_copy(update={"base": str(base.folder)})
-    found = room(outlined, rehearse(outlined), recipe.data.resolution or outline_base(outlined.base).resolution)
+    found = room(outlined, rehearse(outlined), recipe.data.resolution or base.resolution)
     needs = found.disk - found.samples - there
     if needs > free:
         raise UserError(
