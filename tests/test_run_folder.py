@@ -203,6 +203,9 @@ def test_what_a_kill_left_of_a_beginning_is_begun_anew_and_what_is_not_ours_is_r
     (path / "recipe.toml").unlink()
     (path / ".writing-1234-recipe.toml").touch()
     RunFolder(path).check_free()
+    RunFolder(path).create(tiny_recipe, {})
+    assert not list(path.rglob(".writing-*"))
+    (path / "recipe.toml").unlink()
     (path / "notes.txt").touch()
     with pytest.raises(UserError, match="is not empty"):
         RunFolder(path).check_free()

@@ -138,6 +138,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         self._refuse_another()  # It may have begun here since `check_free`.
+        self._remove_unfinished()
         try:
             self.update(format=FORMAT, **facts, finished=False)
             for name, rows in (embeddings or {}).items():
@@ -223,9 +224,8 @@ class RunFolder:
 
     def rewind(self, stage: int, step: int) -> None:
         """Forget lines and samples after a step, and what an interrupted write left; called before going on there."""
+        self._remove_unfinished()
         with writing(self.path):
-            for left in list(self.path.rglob(UNFINISHED + "*")):
-                remove_unfinished(left)
             self.checkpoints.forget_after((stage, step))
             for drawn in self.path.glob("samples/stage*-*"):
                 if is_checkpoint_name(drawn.stem) and place_of(drawn) > (stage, step):
@@ -233,6 +233,11 @@ class RunFolder:
         for name in ("metrics.jsonl", "selection.jsonl"):
             if self._file(name).is_file():
                 self._rewind_lines(name, (stage, step))
+
+    def _remove_unfinished(self) -> None:
+        with writing(self.path):
+            for left in list(self.path.rglob(UNFINISHED + "*")):
+                remove_unfinished(left)
 
     def _rewind_lines(self, name: str, place: Place) -> None:
         kept = []

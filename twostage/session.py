@@ -53,6 +53,7 @@ class Session:
     """
 
     attention = "sdpa"
+    _check: SelfCheck
 
     def __init__(
         self, recipe: Recipe, folder: RunFolder, display: Display, prediction: Prediction | None = None
@@ -67,11 +68,9 @@ class Session:
         if self.device.type == "cpu" and prediction is None:  # Where memory is to be fitted, all that is free counts.
             keep_freed_memory()
         set_precision(recipe.speed, self.device)
-        self.reached_stage = 0
-        self.has_token = False
+        self.reached_stage, self.has_token, self._resumes = 0, False, False
         self.checks: dict[str, Any] = {}
         self.selection: Selection | None = None
-        self._resumes = False
         self._progress: Progress | None = None
         self._seconds: dict[str, float] = {}
         self._phases: list[str] = []
@@ -133,8 +132,7 @@ class Session:
             UserError: base, photos, those held out or the user's class images are not those the run was begun with;
                 the folder cannot be written.
         """
-        facts = identity(base, self.accelerator.num_processes, photos, held_out, class_images)
-        step = 0
+        step, facts = 0, identity(base, self.accelerator.num_processes, photos, held_out, class_images)
         self.has_token = parent is not None or "from" in self.folder.facts
         if parent and parent.differs(facts["photos"]):
             self.display.say(f"note: the token of {parent.folder.path} was learned from other photos")
@@ -234,9 +232,10 @@ class Session:
             patience = round(PATIENCE / (1 - self.recipe.data.caption_dropout))
             check = SelfCheck(loop.stage, loop.trained, nets, patience)
         check.outcome.update(self.checks.get(name, {}))
-        self.checks[name] = check.outcome
+        self.checks[name], self._check = check.outcome, check
         if self._progress and self.reached_stage == loop.stage:
             loop.restore(self._progress)
+            check.restore(self._progress.numbers.get("selfcheck"))
             self._progress = None  # As large as the U-Net and its optimizer state.
         due, ends = self.recipe.checkpoints.due, False
         if loop.step == steps or loop.step and due(loop.step):
@@ -305,8 +304,10 @@ class Session:
         if not self.is_main:
             return
         with self.phase("save"):
-            self.folder.checkpoints.save(loop.stage, loop.progress(), self.recipe.checkpoints, self._best)
-            self._save_facts()
+            self._save_facts()  # First: who goes on from the checkpoint does not find anew what was found before it.
+            progress = loop.progress()
+            progress.numbers["selfcheck"] = self._check.progress()
+            self.folder.checkpoints.save(loop.stage, progress, self.recipe.checkpoints, self._best)
 
     @property
     def _best(self) -> Callable[[Place], Place | None] | None:

@@ -16,10 +16,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import CLIPTokenizer
 
 from tests.watching import Watcher, ctrl_c, without
+from twostage.checkpoints import CheckpointFolder
 from twostage.display import Display
 from twostage.errors import UserError
+from twostage.method.loop import Progress
 from twostage.method.selfcheck import SelfCheck, check_token, checksum
-from twostage.recipe import Adapter, Recipe, Sample, Stage2, Token
+from twostage.recipe import Adapter, Checkpoints, Recipe, Sample, Stage2, Token
 from twostage.run import train
 
 Hook = Callable[[nn.Module, Any, Any], Any]
@@ -132,6 +134,32 @@ def test_a_gradient_that_comes_late_is_waited_for() -> None:
     assert check.outcome["gradients"] == "reached all of 1 module by step 3"
 
 
+def test_what_a_resumed_stage_says_of_gradients_is_what_an_unbroken_one_says() -> None:
+    """It was interrupted after the second step, and looks anew: its machine may be another."""
+    net = nn.ModuleDict({"early": nn.Linear(2, 2), "late": nn.Linear(2, 2)})
+
+    def look(check: SelfCheck, step: int) -> None:
+        net.zero_grad()
+        net["late" if step == 3 else "early"](torch.ones(2)).sum().backward()
+        check.look_at_gradients()
+
+    unbroken, first, second, third = (SelfCheck(2, dict(net.named_parameters()), {}) for _ in range(4))
+    for step in (1, 2, 3, 4):
+        look(unbroken, step)
+    assert unbroken.outcome["gradients"] == "reached all of 2 modules by step 3"
+    for step in (1, 2):
+        look(first, step)
+    second.restore(json.loads(json.dumps(first.progress())))
+    for step in (3, 4):
+        look(second, step)
+    assert second.outcome == unbroken.outcome
+    third.restore(second.progress())
+    third.outcome["gradients"] = "failed: on a machine between"
+    for step in (2, 3):
+        look(third, step)
+    assert third.outcome == unbroken.outcome
+
+
 def test_what_is_no_number_any_more_fails() -> None:
     rows = nn.Parameter(torch.ones(2))
     check = SelfCheck(1, {"rows": rows}, {})
@@ -190,3 +218,27 @@ def test_a_resumed_run_has_the_checks_of_both_sessions(tiny_recipe: Recipe, tmp_
         found.keys() == {"gradients", "finite", "moved", "frozen"}
         for found in (checks(run)["stage1"], checks(run)["stage2"])
     )
+
+
+@pytest.mark.parametrize("saved", [(1, 1), (2, 1)])
+def test_a_run_killed_as_it_saves_a_checkpoint_has_the_checks_of_an_unbroken_one(
+    tiny_recipe: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: tuple[int, int]
+) -> None:
+    """Who goes on from stage 2 does not look at stage 1 any more."""
+
+    class Killed(BaseException):
+        pass
+
+    def save(self: CheckpointFolder, stage: int, progress: Progress, *options: Any) -> Path:
+        path = whole_save(self, stage, progress, *options)
+        if (stage, progress.step) == saved:
+            raise Killed
+        return path
+
+    whole_save = CheckpointFolder.save
+    recipe = without(tiny_recipe, sample=Sample(per_prompt=0), checkpoints=Checkpoints(every=1))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(CheckpointFolder, "save", save)
+        train(recipe, tmp_path / "run", display=Display())
+    run = train(recipe, tmp_path / "run", resume=True, display=Display())
+    assert json.dumps(checks(run)) == json.dumps(checks(finished))

@@ -30,6 +30,9 @@ _CHUNK = 1 << 17
 class SelfCheck:
     """Of one stage. Make it before the first step; it then costs one look at gradients and a checksum at either end.
 
+    Each session of a run looks for itself, since another machine may fail where the one before did not; what it says
+    is of the stage, as if it had never been interrupted.
+
     Args:
         stage: 1 or 2.
         trained: parameters by name.
@@ -48,6 +51,8 @@ class SelfCheck:
         self._unreached = _modules(trained, nets)
         self._all = len(self._unreached)
         self._looked = 0
+        # Of the stage, in this session and those before it: looks until all was reached, and what was not yet.
+        self._waited, self._awaited = 0, set(self._unreached)
         self._start = {name: checksum(parameter) for name, parameter in trained.items()}
         self._frozen = {name: checksum(tensor) for name, tensor in self._still()}
 
@@ -63,6 +68,7 @@ class SelfCheck:
         if not self._unreached:
             return
         self._looked += 1
+        self._waited += bool(self._awaited)
         names = list(chain.from_iterable(self._unreached.values()))
         if norms is None:
             norms = {name: p.grad.norm() for name in names if (p := self._trained[name]).grad is not None}
@@ -70,10 +76,20 @@ class SelfCheck:
         self._unreached = {
             module: own for module, own in self._unreached.items() if not any(reached[name] for name in own)
         }
+        self._awaited &= self._unreached.keys()
         if not self._unreached:
-            self.outcome["gradients"] = f"reached all of {_count(self._all, 'module')} by step {self._looked}"
+            self.outcome["gradients"] = f"reached all of {_count(self._all, 'module')} by step {self._waited}"
         elif self._looked >= self._patience:
             self._fail_gradients()
+
+    def progress(self) -> dict[str, Any]:
+        """What a later session goes on from, as JSON keeps it."""
+        return {"waited": self._waited, "awaited": sorted(self._awaited)}
+
+    def restore(self, progress: Mapping[str, Any] | None) -> None:
+        """Go on from where another session's check stood; checkpoints did not say so at first."""
+        if progress:
+            self._waited, self._awaited = progress["waited"], set(progress["awaited"])
 
     def look_at_result(self) -> None:
         """Call it once after the last step.
