@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from twostage.errors import UserError
+from twostage.export.shared.layouts import LAYOUTS
 from twostage.export.shared.original import original_checkpoint
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -86,6 +87,11 @@ def pocket_shaped() -> tuple[Any, Any, Any]:
         return unet, vae, CLIPTextModel(text)
 
 
+def checkpoint_of(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
+    (place,) = LAYOUTS["StableDiffusionPipeline"].places.values()
+    return original_checkpoint(unet, vae, {place: text_encoder})
+
+
 def lines(checkpoint: dict[str, Tensor], prefix: str) -> set[str]:
     return {
         f"{name.removeprefix(prefix)} [{','.join(map(str, value.shape))}]"
@@ -101,14 +107,14 @@ def assert_published(found: set[str], component: str) -> None:
 
 
 def test_names_and_shapes_are_those_of_a_stable_diffusion_1_checkpoint() -> None:
-    checkpoint = original_checkpoint(*stable_diffusion(1))
+    checkpoint = checkpoint_of(*stable_diffusion(1))
     for component in ("UNET-v1-SD", "VAE-v1-SD", "CLIP-v1-SD"):
         assert_published(lines(checkpoint, PUBLISHED[component][0]), component)
     assert len(checkpoint) == 686 + 248 + 197
 
 
 def test_names_and_shapes_are_those_of_a_stable_diffusion_2_checkpoint_but_for_what_it_never_uses() -> None:
-    checkpoint = original_checkpoint(*stable_diffusion(2))
+    checkpoint = checkpoint_of(*stable_diffusion(2))
     assert_published(lines(checkpoint, UNET), "UNET-v2-SD")
     assert_published(lines(checkpoint, VAE), "VAE-v1-SD")
     unused = {"logit_scale []", "text_projection [1024,1024]"}
@@ -120,7 +126,7 @@ def test_names_and_shapes_are_those_of_a_stable_diffusion_2_checkpoint_but_for_w
 @pytest.mark.parametrize("shape", ["1", "2", "pocket"])
 def test_diffusers_own_converter_gives_every_tensor_its_name_back(shape: str) -> None:
     unet, vae, text_encoder = pocket_shaped() if shape == "pocket" else stable_diffusion(int(shape))
-    checkpoint = original_checkpoint(unet, vae, text_encoder)
+    checkpoint = checkpoint_of(unet, vae, text_encoder)
     back = convert_ldm_unet_checkpoint(dict(checkpoint), unet.config)
     ours = unet.state_dict()
     assert back.keys() == ours.keys()
@@ -149,7 +155,7 @@ def test_query_key_and_value_of_stable_diffusion_2_come_back_in_their_places() -
     )
     encoder = CLIPTextModel(text)
     unet, vae, _ = pocket_shaped()
-    back = convert_open_clip_checkpoint(encoder, original_checkpoint(unet, vae, encoder))
+    back = convert_open_clip_checkpoint(encoder, checkpoint_of(unet, vae, encoder))
     for name, value in encoder.state_dict().items():
         assert torch.equal(back[f"text_model.{name.removeprefix('text_model.')}"], value)
 
@@ -164,4 +170,4 @@ def test_a_layer_without_an_original_name_is_told() -> None:
             class_embed_type="timestep",
         )
     with pytest.raises(UserError, match=r"class_embedding.*--to diffusers"):
-        original_checkpoint(unet, vae, text_encoder)
+        checkpoint_of(unet, vae, text_encoder)

@@ -20,7 +20,7 @@ from twostage.export.shared.files import (
     single_file_call,
     unknown_shapes,
 )
-from twostage.export.shared.original import is_stable_diffusion_2
+from twostage.export.shared.original import is_open_clip
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -70,7 +70,7 @@ def _config(pipeline: Any, scheduler: Any) -> str:
     width, levels = unet.block_out_channels[0], len(unet.block_out_channels)
     attended = [2**level for level, kind in enumerate(unet.down_block_types) if kind.startswith("CrossAttn")]
     encoder, heads = "FrozenCLIPEmbedder", f"num_heads: {_first(unet.attention_head_dim)}"
-    if is_stable_diffusion_2(pipeline.text_encoder):
+    if is_open_clip(pipeline.text_encoder):
         # Its heads are all of one width; diffusers calls the number of heads a level's "attention_head_dim".
         encoder, heads = "FrozenOpenCLIPEmbedder", f"num_head_channels: {width // _first(unet.attention_head_dim)}"
     return f"""\

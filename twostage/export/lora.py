@@ -23,8 +23,10 @@ from twostage.export.shared.files import (
     save,
     save_embeddings,
 )
+from twostage.export.shared.layouts import layout_of
+from twostage.export.shared.lora_names import diffusers_names, kohya_names
 from twostage.export.shared.low_rank import changes, factorise, measure_loss
-from twostage.export.shared.original import is_stable_diffusion_2
+from twostage.export.shared.original import is_open_clip
 from twostage.reading import read_json
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ SUMMARY = "a LoRA, the run's own or one of --rank extracted from it, the token b
 OPTIONS = ("dtype", "naming", "rank")
 
 _COMPONENTS = ("unet", "text_encoder")
-_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
 # Of a change of weights, what rounding its factors to bfloat16 may take.
 _ROUNDING = 0.02
 
@@ -73,17 +74,20 @@ def check(source: Source, options: Options) -> None:
 
 def write(source: Source, options: Options, folder: Path) -> Written:
     """The LoRA, and embeddings/ with a file for each token."""
+    layout = layout_of(source.base.family)
     tensors: dict[str, Tensor] = {}
     for name in _COMPONENTS:
         found = _stored(source, name) if options.rank is None else _extracted(source, name, options.rank)
-        for module, factors in found:
-            tensors.update(_named(name, module, factors, options.naming or "kohya"))
+        if options.naming == "diffusers":
+            tensors |= diffusers_names(name, found)
+        else:
+            tensors |= kohya_names(layout, name, getattr(source.pipeline, name), found)
     if not tensors:
         raise UserError(f"run {source.name} changed no linear layer and no convolution: there is nothing for a LoRA")
     rank = next(len(value) for name, value in tensors.items() if name.endswith((".lora_down.weight", ".lora_A.weight")))
-    metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     # A1111 offers a LoRA with the models of its version alone.
-    metadata["ss_v2"] = str(is_stable_diffusion_2(source.pipeline.text_encoder))
+    version = layout.metadata or {"ss_v2": str(is_open_clip(source.pipeline.text_encoder))}
+    metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank), **version}
     file = main_file(source, folder)
     stored = {name: cast(value, name, options) for name, value in tensors.items()}
     save(stored, file, **(metadata if options.naming != "diffusers" else {}))
@@ -128,21 +132,6 @@ def _extracted(source: Source, component: str, rank: int) -> Iterator[tuple[str,
     for module, change in changes(tuned, base):
         down, up = factorise(change, rank)
         yield module, {"down": down, "up": up}
-
-
-def _named(component: str, module: str, factors: dict[str, Tensor], naming: str) -> dict[str, Tensor]:
-    if component == "text_encoder":
-        module = f"text_model.{module.removeprefix('text_model.')}"  # transformers 5.6 dropped it; all files keep it.
-    if naming == "kohya":
-        stem = f"{_KOHYA[component]}_{module.replace('.', '_')}"
-        rank = torch.tensor(float(len(factors["down"])))
-        return {
-            f"{stem}.lora_down.weight": factors["down"],
-            f"{stem}.lora_up.weight": factors["up"],
-            f"{stem}.alpha": rank,
-        }
-    keys = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-    return {f"{component}.{module}.{keys[part]}": value for part, value in factors.items()}
 
 
 def _judge(source: Source, options: Options, loaded: Any) -> list[str]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.export import Options, Source
+from twostage.export.shared.layouts import layout_of
 from twostage.export.shared.original import original_checkpoint
-from twostage.subject.tokens import embedding_file_name
+from twostage.subject.token_files import embedding_file_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -102,7 +103,9 @@ def save_checkpoint(source: Source, options: Options, folder: Path) -> Path:
     """The checkpoint in the original layout."""
     file = main_file(source, folder)
     pipeline = source.pipeline
-    tensors = original_checkpoint(pipeline.unet, pipeline.vae, without_tokens(source))
+    layout = layout_of(source.base.family)
+    encoders = {layout.places[name]: without_tokens(source) for name in ("text_encoder",)}
+    tensors = original_checkpoint(pipeline.unet, pipeline.vae, encoders)
     save({name: cast(value, name, options) for name, value in tensors.items()}, file)
     return file
 
@@ -131,8 +134,7 @@ def single_file_call(source: Source, file: str) -> str:
 
 def unknown_shapes(source: Source, program: str) -> list[str]:
     """A note where a program will not know what to make of the checkpoint."""
-    unet = source.pipeline.unet.config
-    known = unet.cross_attention_dim in (768, 1024) and tuple(unet.block_out_channels) == (320, 640, 1280, 1280)
-    if known and unet.in_channels == 4:
+    layout = layout_of(source.base.family)
+    if layout.is_published(source.pipeline.unet):
         return []
-    return [f"note: {program} knows the shapes of Stable Diffusion 1 and 2; those of this base it cannot load"]
+    return [f"note: {program} knows the shapes of {layout.published}; those of this base it cannot load"]

@@ -1,4 +1,4 @@
-"""The original layout of Stable Diffusion: one checkpoint file with the names that ComfyUI and A1111 read.
+"""The original layout of Stable Diffusion 1, 2 and XL: one checkpoint with the names that ComfyUI and A1111 read.
 
 diffusers renamed every layer; its wheel holds the way there only (`convert_ldm_unet_checkpoint` and its like), which
 the tests hold this way back against. Layers outside the blocks are read from diffusers' own table.
@@ -6,7 +6,8 @@ the tests hold this way back against. Layers outside the blocks are read from di
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,39 +25,60 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OUTSIDE: dict[str, str] = {
+    **DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"],
+    **DIFFUSERS_TO_LDM_MAPPING["unet"]["addition_embed_type"],
+}
 # Width of OpenCLIP ViT-H, the text encoder of Stable Diffusion 2, by which A1111 tells it from that of 1.
 _OPEN_CLIP_WIDTH = 1024
+# What OpenCLIP's training keeps it at or below, and ends at. Drawing has no use for it, so diffusers dropped it.
+_LOGIT_SCALE = math.log(100)
 
 
-def original_checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
+def original_checkpoint(unet: Any, vae: Any, text_encoders: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a pipeline under their original names.
 
     Args:
-        unet, vae, text_encoder: stock models; the text encoder with the base's own vocabulary.
+        unet, vae: stock models.
+        text_encoders: stock models with the base's own vocabulary, by what stands before their names in a checkpoint.
 
     Raises:
-        UserError: a layer that Stable Diffusion 1 and 2 do not have.
+        UserError: a layer that Stable Diffusion 1, 2 and XL do not have.
     """
     tensors: dict[str, Tensor] = {}
     tensors.update((f"model.diffusion_model.{name}", value) for name, value in _unet(unet))
     tensors.update((f"first_stage_model.{name}", value) for name, value in _vae(vae))
-    tensors.update((f"cond_stage_model.{name}", value) for name, value in _text_encoder(text_encoder))
+    for place, text_encoder in text_encoders.items():
+        tensors.update((f"{place}.{name}", value) for name, value in _text_encoder(text_encoder))
     return tensors
 
 
-def is_stable_diffusion_2(text_encoder: Any) -> bool:
-    """Whether the text encoder is that of Stable Diffusion 2, which has another layout."""
-    return bool(text_encoder.config.hidden_size == _OPEN_CLIP_WIDTH)
+def is_open_clip(text_encoder: Any) -> bool:
+    """Whether a text encoder is OpenCLIP's, which has another layout: that of Stable Diffusion 2, or XL's second."""
+    return hasattr(text_encoder, "text_projection") or bool(text_encoder.config.hidden_size == _OPEN_CLIP_WIDTH)
+
+
+def original_unet_names(unet: Any) -> dict[str, str]:
+    """Of every tensor of a U-Net, by its name in diffusers.
+
+    Raises:
+        UserError: a layer that Stable Diffusion 1, 2 and XL do not have.
+    """
+    state = unet.state_dict()
+    attended = {name.split(".")[1] for name in state if name.startswith("up_blocks") and ".attentions." in name}
+    names = {}
+    for name in state:
+        try:
+            names[name] = _unet_name(name, unet.config.layers_per_block + 1, attended)
+        except (KeyError, ValueError) as error:
+            raise _no_name("U-Net", name) from error
+    return names
 
 
 def _unet(unet: Any) -> Iterator[tuple[str, Tensor]]:
-    state = unet.state_dict()
-    attended = {name.split(".")[1] for name in state if name.startswith("up_blocks") and ".attentions." in name}
-    for name, value in state.items():
-        try:
-            yield _unet_name(name, unet.config.layers_per_block + 1, attended), value
-        except (KeyError, ValueError) as error:
-            raise _no_name("U-Net", name) from error
+    names = original_unet_names(unet)
+    for name, value in unet.state_dict().items():
+        yield names[name], value
 
 
 def _unet_name(name: str, per_level: int, attended: Iterable[str]) -> str:
@@ -79,8 +101,7 @@ def _unet_name(name: str, per_level: int, attended: Iterable[str]) -> str:
         case ["up_blocks", level, "upsamplers", "0", "conv", leaf]:
             # The last module of its block: after the resnet, and after the attention where there is one.
             return f"output_blocks.{(int(level) + 1) * per_level - 1}.{2 if level in attended else 1}.conv.{leaf}"
-    outside: str = DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"][name]
-    return outside
+    return _OUTSIDE[name]
 
 
 def _vae(vae: Any) -> Iterator[tuple[str, Tensor]]:
@@ -118,11 +139,8 @@ def _shortcut(layer: str) -> str:
 
 
 def _text_encoder(text_encoder: Any) -> Iterator[tuple[str, Tensor]]:
-    # transformers 5.6 dropped the prefix that all files keep.
-    state = {
-        f"text_model.{name.removeprefix('text_model.')}": value for name, value in text_encoder.state_dict().items()
-    }
-    if is_stable_diffusion_2(text_encoder):
+    state = {file_name(name): value for name, value in text_encoder.state_dict().items()}
+    if is_open_clip(text_encoder):
         yield from _open_clip(state)
         return
     for name, value in state.items():
@@ -132,10 +150,19 @@ def _text_encoder(text_encoder: Any) -> Iterator[tuple[str, Tensor]]:
     yield "transformer.text_model.embeddings.position_ids", positions
 
 
+def file_name(name: str) -> str:
+    """transformers 5.6 dropped a prefix from `CLIPTextModel` that all files keep."""
+    return name if name.split(".")[0] in ("text_model", "text_projection") else f"text_model.{name}"
+
+
 def _open_clip(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Stable Diffusion 2's: query, key and value are one tensor. diffusers' bases lack the last layer, never used."""
+    """Query, key and value are one tensor. diffusers' bases of Stable Diffusion 2 lack the last layer, never used."""
     table = DIFFUSERS_TO_LDM_MAPPING["openclip"]
     for name, value in state.items():
+        if name == "text_projection.weight":  # The original multiplies by it from the right.
+            yield f"model.{table['layers'][name]}", value.T
+            yield "model.logit_scale", value.new_tensor(_LOGIT_SCALE)
+            continue
         if name in table["layers"]:
             yield f"model.{table['layers'][name]}", value
             continue
