@@ -237,8 +237,9 @@ def test_a_run_killed_as_it_saves_a_checkpoint_has_the_checks_of_an_unbroken_one
 
     whole_save = CheckpointFolder.save
     recipe = without(tiny_recipe, sample=Sample(per_prompt=0), checkpoints=Checkpoints(every=1))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", save)
-        train(recipe, tmp_path / "run", display=Display())
+        with pytest.raises(Killed):
+            train(recipe, tmp_path / "run", display=Display())
     run = train(recipe, tmp_path / "run", resume=True, display=Display())
     assert json.dumps(checks(run)) == json.dumps(checks(finished))
