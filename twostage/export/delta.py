@@ -30,7 +30,7 @@ from twostage.families import load_base
 from twostage.quiet import quiet
 from twostage.reading import parse_json, read_json
 from twostage.recipe_file import dump_recipe, load_recipe
-from twostage.subject.token_files import embedding_file_name, save_embedding
+from twostage.subject.tokens import embedding_file_name, save_embedding
 from twostage.weights import PICKLES, refuse_archive
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from twostage.errors import UserError
 from twostage.export import Options, Source
 from twostage.export.shared.layouts import layout_of
 from twostage.export.shared.original import original_checkpoint
-from twostage.subject.token_files import embedding_file_name
+from twostage.subject.tokens import embedding_file_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
