@@ -1,0 +1,103 @@
+"""What is compared: scripts, the options of theirs that change the loss, and what of ours means the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+PROMPT, CLASS_PROMPT = "a photo of sks dog", "a photo of a dog"
+BATCH, PRIOR_WEIGHT = 4, 0.7
+# So low that some of few samples get a weight.
+SNR_GAMMA = 0.5
+
+_SDXL = "examples/text_to_image/train_text_to_image_sdxl.py"
+_DREAMBOOTH = "examples/dreambooth/train_dreambooth.py"
+_SD3 = "examples/dreambooth/train_dreambooth_sd3.py"
+
+# In place of CAPTIONED, PHOTOS, CLASS and CACHE stand folders.
+_OPTIONS = {
+    _SDXL: ("--train_data_dir", "CAPTIONED", "--caption_column", "text", "--cache_dir", "CACHE"),
+    _DREAMBOOTH: ("--instance_data_dir", "PHOTOS", "--instance_prompt", PROMPT),
+    # With one prompt for all, the script has states of one sample, and fails at a batch of several.
+    _SD3: (
+        *("--dataset_name", "CAPTIONED", "--caption_column", "text", "--instance_prompt", PROMPT),
+        *("--cache_dir", "CACHE"),
+    ),
+}
+_PRIOR = (
+    *("--with_prior_preservation", "--class_data_dir", "CLASS", "--class_prompt", CLASS_PROMPT),
+    *("--num_class_images", str(BATCH), "--prior_loss_weight", str(PRIOR_WEIGHT)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a script, and of ours on the tensors it had.
+
+    Attributes:
+        base: one of `bases.BASES`.
+        script: in the checkout.
+        title: of its options.
+        options: of the script.
+        snr_gamma: of ours.
+        prior: whether ours is given the script's class pictures as a prior.
+        weighted: whether the script weighs noise levels in a way that ours has no option for. Ours is then handed those
+            weights as a mask's, which shows that they are all that differs.
+        batch: of the script.
+    """
+
+    base: str
+    script: str
+    title: str
+    options: tuple[str, ...] = ()
+    snr_gamma: float | None = None
+    prior: bool = False
+    weighted: bool = False
+    batch: int = BATCH
+
+    @property
+    def name(self) -> str:
+        return f"{self.base} {self.title}".replace(" ", "-").replace(",", "")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*_OPTIONS[self.script], *self.options, "--train_batch_size", str(self.batch))
+
+
+def _dreambooth(base: str, *always: str) -> tuple[Case, ...]:
+    case = partial(Case, base, _DREAMBOOTH)
+    return (
+        case("noise", always),
+        case("min-SNR", (*always, *_MIN_SNR), snr_gamma=SNR_GAMMA),
+        case("noise offset", (*always, "--offset_noise")),
+        case("prior", (*always, *_PRIOR), prior=True),
+    )
+
+
+def _sd3(scheme: str, preconditioned: bool) -> Case:
+    title = f"{scheme}, {'preconditioned' if preconditioned else 'velocity'}"
+    options = ("--weighting_scheme", scheme, "--precondition_outputs", str(int(preconditioned)))
+    # Preconditioned, the error is that of the velocity times sigma, which sigma_sqrt takes away again.
+    weighted = scheme == "cosmap" or preconditioned != (scheme == "sigma_sqrt")
+    return Case("sd3", _SD3, title, options, weighted=weighted)
+
+
+_MIN_SNR = ("--snr_gamma", str(SNR_GAMMA))
+_T5 = ("--pre_compute_text_embeddings", "--text_encoder_use_attention_mask", "--tokenizer_max_length", "77")
+CASES = (
+    *_dreambooth("sd15"),
+    Case("sdxl", _SDXL, "noise"),
+    Case("sdxl", _SDXL, "min-SNR", _MIN_SNR, snr_gamma=SNR_GAMMA),
+    Case("sdxl", _SDXL, "noise offset", ("--noise_offset", "0.1")),
+    Case("sdxl-velocity", _SDXL, "velocity"),
+    Case("sdxl-velocity", _SDXL, "velocity, min-SNR", _MIN_SNR, snr_gamma=SNR_GAMMA),
+    *_dreambooth("if-1", *_T5),
+    *_dreambooth("if-2", *_T5, "--class_labels_conditioning", "timesteps"),
+    *(
+        _sd3(scheme, preconditioned)
+        for scheme in ("logit_normal", "mode", "sigma_sqrt", "cosmap")
+        for preconditioned in (False, True)
+    ),
+    # Of more samples, the script's weights do not fit to either half of the batch, and it fails.
+    Case("sd3", _SD3, "prior", (*_sd3("logit_normal", False).options, *_PRIOR), prior=True, batch=1),
+)
