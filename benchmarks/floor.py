@@ -16,6 +16,7 @@ import torch
 from twostage.families import load_base
 from twostage.machine import usual_device
 from twostage.method.precision import number_format
+from twostage.prompt_states import PromptStates
 
 
 def _asks_for_gradients(module: Any, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
@@ -34,7 +35,7 @@ def main() -> None:
     base, device, dtype = load_base(given.base), torch.device(usual_device()), number_format(given.precision)
     # Frozen weights are kept in the precision of the pass, as all trainers keep them.
     whole = given.learns == "unet"
-    unet = base.unet.to(device, None if whole else dtype).requires_grad_(whole)
+    unet = base.denoiser.to(device, None if whole else dtype).requires_grad_(whole)
     if given.learns == "token":
         base.text_encoder.to(device, dtype).get_input_embeddings().register_forward_hook(_asks_for_gradients)
     prompts = [f"a photo of thing number {number}" for number in range(given.batch)]
@@ -48,8 +49,8 @@ def main() -> None:
     for _ in range(given.steps):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             if given.learns == "token":
-                states = base.family.encode_text(base.tokenizer, base.text_encoder, prompts)
-            predicted = base.family.predict(unet, noisy, timesteps, states)
+                states = base.encode_text(prompts)["states"]
+            predicted = base.family.predict(unet, noisy, timesteps, PromptStates(states=states), {})
         predicted.float().square().mean().backward()
         unet.zero_grad()
         states.grad = None

@@ -38,8 +38,8 @@ class RandomBase(OutlinedBase):
         base.dtype, base.trace = dtype, trace
         return base
 
-    def _component(self, name: str) -> Any:
-        if name not in self._loaded and name != "tokenizer":
+    def component(self, name: str) -> Any:
+        if name not in self._loaded and name not in self.family.tokenizers:
             with quiet():
                 net = self.outline(name).to(self.dtype).to_empty(device="cpu").requires_grad_(False).eval()
             for tensor in (*net.parameters(), *net.buffers()):
@@ -50,7 +50,7 @@ class RandomBase(OutlinedBase):
             if self.trace:
                 self.trace.watch([*net.parameters(), *net.buffers()])
             self._loaded[name] = net
-        return super()._component(name)
+        return super().component(name)
 
 
 class WithValues(Rehearsal):

@@ -45,8 +45,6 @@ def plan(
 
     size = None if vram is None else planning.read_size(vram)
     planned = planning.plan(resolved, size, terminal_display(), planning.card_here())
-    if not planned.trains:
-        typer.echo(f"note: twostage cannot train {resolved.base} yet: these are predictions only")
     _print_phases(planned)
     _print_cards(planned)
     if vram and size:

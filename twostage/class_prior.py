@@ -83,12 +83,12 @@ def prepare_class(
     prompt = "" if recipe.prior.source == "photos" else class_prompt(recipe.prior, recipe.data.class_noun)
     making = Making(recipe.prior, prompt, base, recipe.data, recipe.seed, session.accelerator, session.display)
     share = recipe.memory.streamed
-    with session.phase("prior"), streamed(making.unet, share, session.device) if share else nullcontext():
+    with session.phase("prior"), streamed(making.denoiser, share, session.device) if share else nullcontext():
         if recipe.prior.source == "photos":
             assert photos, "runs share nothing of such a prior"
             prior = prepare_photo_predictions(making, *photos)
         else:
             prior = prepare_prior(making, class_images)
     if session.frozen_dtype != torch.float32:
-        base.release("unet")  # Rounded, where it was asked.
+        base.release(base.family.denoiser)  # Rounded, where it was asked.
     return prior

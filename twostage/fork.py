@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.families import Base
@@ -16,7 +15,7 @@ from twostage.recipe import Recipe
 from twostage.recipe_fork import fork_recipe, read_recipe
 from twostage.run_folder import RunFolder
 from twostage.subject.photos import Photo
-from twostage.subject.tokens import load_learned
+from twostage.subject.token_files import Keyed, load_learned
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Parent:
     Attributes:
         folder: of the run, its facts read.
         recipe: its recipe.
-        embeddings: rows of its tokens by name, (num_vectors, D) each.
+        embeddings: rows of its tokens by name, as their files have them.
     """
 
     folder: RunFolder
     recipe: Recipe
-    embeddings: dict[str, Tensor]
+    embeddings: dict[str, Keyed]
 
     def fork(self, recipe: Recipe) -> Recipe:
         """The recipe of a run that takes this one's token; see `fork_recipe`.
@@ -70,7 +69,7 @@ class Parent:
     @property
     def facts(self) -> dict[str, Any]:
         """For run.json of the new run."""
-        rows = torch.cat(list(self.embeddings.values()))
+        rows = torch.cat([tensor.flatten() for keyed in self.embeddings.values() for tensor in keyed.values()])
         return {
             "run": str(self.folder.path),
             "recipe": self.recipe.name,

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import diffusers
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from twostage.checkpoints import checkpoint_name
-from twostage.families import Base
+from twostage.families import Base, known_families
+from twostage.family import Family
 from twostage.pocket import LICENSE as POCKET_LICENSE
 from twostage.recipe import Recipe, Section
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
+from twostage.subject.token_files import embedding_file_name
 from twostage.writing import whole_file
 
 FILE = "README.md"
@@ -34,10 +37,12 @@ _TOLD = ("placeholder", "num_vectors", "batch_size", "train", "kind", "rank")
 
 
 def base_facts(base: Base) -> dict[str, str]:
-    """What a card says of a base: its hub id and its licence, as far as they are known without asking the hub."""
+    """What a card says of a base: its pipeline, hub id and licence, as far as they are known without asking the hub."""
+    facts = {"pipeline": base.family.pipeline}
     if base.source == "pocket":
-        return {"license": POCKET_LICENSE}
-    facts = {} if os.path.isdir(os.path.expanduser(base.source)) else {"hub_id": base.source}
+        return facts | {"license": POCKET_LICENSE}
+    if not os.path.isdir(os.path.expanduser(base.source)):
+        facts["hub_id"] = base.source
     card = base.folder / FILE
     if not card.is_file():
         return facts
@@ -86,7 +91,14 @@ class Card:
     @property
     def _parts(self) -> list[str]:
         """Components that the run trained whole."""
-        return [name for name in ("unet", "text_encoder") if (self.folder.path / name).is_dir()]
+        family = self._family
+        return [name for name in (family.denoiser, *family.text) if (self.folder.path / name).is_dir()]
+
+    @property
+    def _family(self) -> Family:
+        """Runs that do not tell theirs are older than all others but one."""
+        families = known_families()
+        return families.get(self._base_facts.get("pipeline", ""), families["StableDiffusionPipeline"])
 
     @property
     def _adapters(self) -> list[str]:
@@ -173,45 +185,81 @@ class Card:
     def _guidance(self) -> str:
         """In what twostage's pictures differ from those of diffusers."""
         recipe, told = self.recipe, []
-        sample = recipe.sample.within(recipe.class_nouns, "unet" in (*self._parts, *self._adapters))
+        sample = recipe.sample.within(recipe.class_nouns, recipe.stage2 is not None)
         if sample.class_guidance:
             told.append(f"with {sample.class_guidance:.0%} of the guidance towards the class alone")
         if sample.away_from == "base":
-            told.append("away from what the base's U-Net, not the trained one, draws of nothing")
+            told.append("away from what the base's denoiser, not the trained one, draws of nothing")
         if not told:
             return ""
         plain = "--class-guidance 0 --away-from own"
         return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` pictures are guided as the former's are."
 
     def _python(self) -> Iterator[str]:
-        classes = ["UNet2DConditionModel"] if "unet" in self._parts else []
+        family, kinds = self._family, {}
+        for name in self._parts:
+            kind = family.text[name].kind if name in family.text else family.classes[name]
+            kinds[name] = (kind.__module__.partition(".")[0], kind.__name__)
+        own = sorted({kind for library, kind in kinds.values() if library == "diffusers"})
         yield "import torch"
-        yield f"from diffusers import {', '.join(['StableDiffusionPipeline', *classes])}"
+        yield f"from diffusers import {', '.join([family.pipeline, *own])}"
+        keyed = bool(self._embeddings) and not self._is_read_by_diffusers
+        if keyed:
+            yield "from huggingface_hub import snapshot_download"
         if self._adapters:
             yield "from peft import PeftModel"
-        if "text_encoder" in self._parts:
-            yield "from transformers import CLIPTextModel"
+        if keyed:
+            yield "from safetensors.torch import load_file"
+        if others := sorted({kind for library, kind in kinds.values() if library == "transformers"}):
+            yield f"from transformers import {', '.join(others)}"
         if self.base == "pocket":
             yield "from twostage.pocket import pocket_folder"
         yield ""
         yield f"repo = {self.repo!r}"
         arguments = []
-        for name, kind in (("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")):
-            if name in self._parts:
-                yield f"{name} = {kind}.from_pretrained(repo, subfolder={name!r})"
-                arguments.append(f"{name}={name}")
+        for name, (_, kind_name) in kinds.items():
+            yield f"{name} = {kind_name}.from_pretrained(repo, subfolder={name!r})"
+            arguments.append(f"{name}={name}")
         yield f"base = {'pocket_folder()' if self.base == 'pocket' else repr(self.base)}"
         given = ", ".join(["base", *arguments, "torch_dtype=torch.float32"])
-        yield f"pipe = StableDiffusionPipeline.from_pretrained({given})"
+        yield f"pipe = {family.pipeline}.from_pretrained({given})"
         for name in self._adapters:
             read = f"PeftModel.from_pretrained(pipe.{name}, repo, subfolder='adapter/{name}')"
             yield f"pipe.{name} = {read}.merge_and_unload()"
-        for name in self._embeddings:
-            yield f"pipe.load_textual_inversion(repo, subfolder='embedding', weight_name={name!r})"
+        yield from self._python_of_tokens()
         side = f"height={self.recipe.data.resolution}, width={self.recipe.data.resolution}, "
         yield "generator = torch.Generator().manual_seed(0)"
         yield f"picture = pipe({self._prompt!r}, {side if self.recipe.data.resolution else ''}generator=generator)"
         yield "picture.images[0].save('picture.png')"
+
+    @property
+    def _is_read_by_diffusers(self) -> bool:
+        """Whether a token's file is one that stock pipelines of the family load by themselves."""
+        part = next(iter(self._family.text.values()))
+        return not part.key and hasattr(getattr(diffusers, self._family.pipeline), "load_textual_inversion")
+
+    def _python_of_tokens(self) -> Iterator[str]:
+        if self._is_read_by_diffusers:
+            for name in self._embeddings:
+                yield f"pipe.load_textual_inversion(repo, subfolder='embedding', weight_name={name!r})"
+            return
+        if not self._embeddings:
+            return
+        yield f"folder = {'repo' if Path(self.repo) == self.folder.path else 'snapshot_download(repo)'}"
+        for (token, _), file in zip(self.recipe.every_subject(), self._token_files, strict=True):
+            name = token.placeholder
+            tokens = [name, *(f"{name}_{number}" for number in range(1, token.num_vectors))]
+            yield f"rows = load_file(f'{{folder}}/embedding/{file}')"
+            for encoder, part in self._family.text.items():
+                yield f"pipe.{part.tokenizer}.add_tokens({tokens!r})"
+                yield f"ids = pipe.{part.tokenizer}.convert_tokens_to_ids({tokens!r})"
+                table = f"pipe.{encoder}.get_input_embeddings().weight"
+                yield f"pipe.{encoder}.resize_token_embeddings(max(len({table}), max(ids) + 1), mean_resizing=False)"
+                yield f"{table}.data[ids] = rows[{(part.key or name)!r}]"
+
+    @property
+    def _token_files(self) -> list[str]:
+        return [embedding_file_name(token.placeholder) for token, _ in self.recipe.every_subject()]
 
     def _making(self) -> str:
         facts, recipe = self.folder.facts, self.recipe

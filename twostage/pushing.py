@@ -16,10 +16,8 @@ from twostage.model_card import FILE, Card, result_samples
 from twostage.reading import read_json
 from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe
-from twostage.run_folder import RunFolder
+from twostage.run_folder import RunFolder, result_folders
 
-# Folders of a run that are its result.
-_RESULTS = ("embedding", "unet", "text_encoder", "adapter")
 # Of run.json: neither the photos' names and captions, nor where anything lies on this machine.
 _FACTS = ("versions", "device", "seconds", "peak_memory_bytes", "checks", "base_card", "finished")
 
@@ -102,7 +100,7 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
         "recipe.toml": dump_recipe(shown).encode(),
         "run.json": (json.dumps(_public_facts(folder.facts, base), indent=2) + "\n").encode(),
     }
-    found = [path for name in _RESULTS for path in sorted((folder.path / name).rglob("*"))]
+    found = [path for name in result_folders() for path in sorted((folder.path / name).rglob("*"))]
     if samples := result_samples(folder):
         found += sorted([*samples.glob("*.png"), samples.with_name(f"{samples.name}.png")])
     for path in found:

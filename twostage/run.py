@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
-from torch import Tensor
 
 from twostage.class_prior import find_class_pictures, prepare_class
 from twostage.display import Display, terminal_display
@@ -22,7 +21,7 @@ from twostage.gauge import Prediction
 from twostage.machine import usual_device
 from twostage.method.adapter import merge_adapter
 from twostage.method.denoiser import adapted_parts, whole_parts
-from twostage.method.sampling import assemble, check_steps, draw, read_unet, reads_whole
+from twostage.method.sampling import assemble, check_steps, draw, read_untouched, reads_whole
 from twostage.method.strength import move_toward
 from twostage.model_card import base_facts, write_card
 from twostage.planning.disk import check_disk
@@ -38,10 +37,11 @@ from twostage.stages import (
 )
 from twostage.subject.captions import subject_phrase, without_token
 from twostage.subject.held_out import find_held_out, leaks
-from twostage.subject.tokens import load_learned
+from twostage.subject.token_files import load_learned, rows_by_encoder
+from twostage.subject.tokens import Rows
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 
 def train(
@@ -172,7 +172,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
         class_guidance=own.class_guidance if class_guidance is None else class_guidance,
         away_from=away_from or own.away_from,
-    ).within(recipe.class_nouns, "unet" in tuned_parts(recipe))
+    ).within(recipe.class_nouns, recipe.stage2 is not None)
     base = load_base(recipe.base)
     check_steps(base, num_inference_steps)
     pipeline = _load_pipeline(folder, recipe, base, strength)
@@ -184,7 +184,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
         if not reads_whole(pipeline, text):
             display.say(f"note: {shown!r} is longer than what the text encoder reads; its end is not read")
     asked = [(text, without_token(text, recipe.every_subject())) for text in filled]
-    untouched = read_unet(base, pipeline) if options.away_from == "base" and options.guidance_scale > 1 else None
+    untouched = read_untouched(base, pipeline) if options.away_from == "base" and options.guidance_scale > 1 else None
     pictures = draw(pipeline, asked, seeds, options, recipe.data.resolution or base.resolution, untouched=untouched)
     how = {
         "steps": num_inference_steps,
@@ -198,7 +198,7 @@ def generate(  # noqa: PLR0913  A keyword for each option of the command.
     return pictures
 
 
-def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipeline:
+def load_pipeline(run: Path, *, strength: float = 1.0) -> DiffusionPipeline:
     """The stock pipeline of a finished run: its base, with what was tuned and the learned token, on the GPU if any.
 
     Args:
@@ -215,7 +215,7 @@ def load_pipeline(run: Path, *, strength: float = 1.0) -> StableDiffusionPipelin
     return _load_pipeline(folder, recipe, load_base(recipe.base), strength)
 
 
-def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[StableDiffusionPipeline]:
+def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[DiffusionPipeline]:
     """What `load_pipeline` gives at each strength, one after the other.
 
     It is one pipeline, loaded once, whose tuned weights are set anew: use it before asking for the next.
@@ -230,54 +230,58 @@ def load_pipelines(run: Path, strengths: Sequence[float]) -> Iterator[StableDiff
             pipeline = _load_pipeline(folder, recipe, base, strength)
         else:
             _check_strength(folder, recipe, strength)
-            for name in tuned_parts(recipe):
+            for name in tuned_parts(recipe, base):
                 net = getattr(pipeline, name)
                 move_toward(net, load_part(base.family, base.folder, name), 1.0)
                 _tune(net, folder, recipe, base, name, strength)
         yield pipeline
 
 
-def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -> StableDiffusionPipeline:
+def _load_pipeline(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -> DiffusionPipeline:
     _check_strength(folder, recipe, strength)
     tuned = {}
-    for name in tuned_parts(recipe):
+    for name in tuned_parts(recipe, base):
         if strength == 1 and (folder.path / name).is_dir():
             tuned[name] = load_part(base.family, folder.path, name)  # Whole, it needs nothing of the base's.
             continue
-        tuned[name] = _tune(getattr(base, name), folder, recipe, base, name, strength)
+        tuned[name] = _tune(base.component(name), folder, recipe, base, name, strength)
         base.release(name)  # It is the base's no more.
-    pipeline = assemble(base, embedding=learned_tokens(folder, recipe) or None, **tuned)
+    pipeline = assemble(base, embedding=learned_tokens(folder, recipe, base) or None, **tuned)
     return pipeline.to(usual_device())
 
 
 def _check_strength(folder: RunFolder, recipe: Recipe, strength: float) -> None:
     if not 0 <= strength <= 2:
         raise UserError(f"strength {strength:g} is not between 0, the base, and 2; 1 is as trained")
-    if strength != 1 and not tuned_parts(recipe):
+    if strength != 1 and not recipe.stage2:
         raise UserError(
             f"strength {strength:g}: the run in {folder.path} has learned a token and trained no weights that could be "
             "mixed with the base's; leave it out"
         )
 
 
-def tuned_parts(recipe: Recipe) -> tuple[str, ...]:
+def tuned_parts(recipe: Recipe, base: Base) -> tuple[str, ...]:
     """Components of which a run trains the weights, whole or by an adapter."""
-    return whole_parts(recipe.stage2) + adapted_parts(recipe.stage2) if recipe.stage2 else ()
+    options, family = recipe.stage2, base.family
+    return whole_parts(options, family) + adapted_parts(options, family) if options else ()
 
 
 def _tune(net: Any, folder: RunFolder, recipe: Recipe, base: Base, name: str, strength: float) -> Any:
     """A component of the base, given the trained weights at some strength, in place."""
     assert recipe.stage2
-    if name in adapted_parts(recipe.stage2):
+    if name in adapted_parts(recipe.stage2, base.family):
         return merge_adapter(net, folder.path / "adapter" / name, strength)
     move_toward(net, load_part(base.family, folder.path, name), strength)
     return net
 
 
-def learned_tokens(folder: RunFolder, recipe: Recipe) -> dict[str, Tensor]:
-    """Rows of each token that a finished run learned by name, (num_vectors, D) each, in the order of its subjects."""
-    learned = recipe.every_subject() if recipe.stage1 else []
-    return {token.placeholder: load_learned(folder.embedding_file(token.placeholder), token) for token, _ in learned}
+def learned_tokens(folder: RunFolder, recipe: Recipe, base: Base) -> dict[str, Rows]:
+    """Rows of each token that a finished run learned, by the token's name, in the order of the subjects."""
+    found = {}
+    for token, _ in recipe.every_subject() if recipe.stage1 else []:
+        file = folder.embedding_file(token.placeholder)
+        found[token.placeholder] = rows_by_encoder(file, load_learned(file, token), base.family)
+    return found
 
 
 def open_finished(run: Path) -> tuple[RunFolder, Recipe]:

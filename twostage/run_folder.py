@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from twostage.checkpoints import CheckpointFolder, Place, is_checkpoint_name, place_of
 from twostage.errors import UserError
+from twostage.families import trained_components
 from twostage.lock import Lock
 from twostage.memory.ladder import changed_recipe
 from twostage.method.loop import Step
@@ -37,13 +37,19 @@ from twostage.reading import parse_json
 from twostage.recipe import Recipe
 from twostage.recipe_file import dump_recipe, load_recipe
 from twostage.run_facts import FORMAT, read_facts
-from twostage.subject.tokens import embedding_file_name, save_embedding
+from twostage.subject.token_files import Keyed, embedding_file_name, save_embedding
 from twostage.writing import UNFINISHED, remove, remove_unfinished, whole_file, whole_folder, writing
 
-_PARTS = (
-    *("recipe.toml", "run.json", "README.md", "metrics.jsonl", "selection.jsonl"),
-    *("embedding", "unet", "text_encoder", "adapter", "checkpoints", "samples"),
-)
+_FILES = ("recipe.toml", "run.json", "README.md", "metrics.jsonl", "selection.jsonl")
+
+
+def result_folders() -> list[str]:
+    """Folders of a run that are its result, if they are there."""
+    return ["embedding", *trained_components(), "adapter"]
+
+
+def _parts() -> list[str]:
+    return [*_FILES, *result_folders(), "checkpoints", "samples"]
 
 
 class RunFolder:
@@ -68,7 +74,7 @@ class RunFolder:
         Raises:
             UserError: one is here already; or a part of the folder is a link, and what it leads to would be written.
         """
-        for name in _PARTS:
+        for name in _parts():
             if (self.path / name).is_symlink():
                 raise UserError(f"{self.path / name} is a link; put what it leads to there itself")
         with writing(self.path):
@@ -122,7 +128,7 @@ class RunFolder:
     def finished(self) -> bool:
         return bool(self.facts.get("finished"))
 
-    def create(self, recipe: Recipe, facts: dict[str, Any], embeddings: Mapping[str, Tensor] | None = None) -> None:
+    def create(self, recipe: Recipe, facts: dict[str, Any], embeddings: Mapping[str, Keyed] | None = None) -> None:
         """Begin a run.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,22 +44,14 @@ from twostage.method.noise import OffsetNoise
 from twostage.method.precision import drawn_in
 from twostage.method.prior import Preserving
 from twostage.method.sampling import Encode, assemble, check_steps, draw
-from twostage.method.selfcheck import check_token
+from twostage.naming import name_subjects
 from twostage.quiet import quiet
 from twostage.recipe import Recipe, Stage, Stage1, Stage2
 from twostage.session import DrawSamples, Session
 from twostage.subject.captions import all_prompts, subject_phrase, without_token
 from twostage.subject.photos import Photo, find_photos
-from twostage.subject.tokens import (
-    Placeholders,
-    add_placeholder,
-    add_rows,
-    check_prompts,
-    check_word,
-    drop_placeholder,
-    load_learned,
-    save_embedding,
-)
+from twostage.subject.token_files import keyed_rows, load_learned, rows_by_encoder, save_embedding
+from twostage.subject.tokens import Placeholders, add_rows, drop_placeholder, embedding_table
 
 
 @dataclass(frozen=True)
@@ -67,19 +59,22 @@ class Subject:
     """What a run teaches: photos, their encoded views, every prompt they can come with, and the tokens.
 
     Where it is several subjects, `phrase` is the first one's, and the rest is of all of them. `placeholders` is None
-    where the recipe learns no token and uses words that the vocabulary has. `class_prompts`: what the base
-    is asked for at each photo; empty where the prior asks it elsewhere, or there is none.
+    where the recipe learns no token and uses words that the vocabulary has; else it has the tokens of each text encoder
+    by the component's name. `class_prompts`: what the base is asked for at each photo; empty where the prior asks it
+    elsewhere, or there is none.
     """
 
     photos: list[Photo]
     phrase: str
     prompts: list[str]
-    placeholders: Placeholders | None
+    placeholders: Mapping[str, Placeholders] | None
     examples: Examples
     class_prompts: tuple[str, ...] = ()
 
     def expand(self, prompt: str) -> str:
-        return self.placeholders.expand(prompt) if self.placeholders else prompt
+        if not self.placeholders:
+            return prompt
+        return next(iter(self.placeholders.values())).expand(prompt)  # The names are the same for all.
 
 
 def find_subject_photos(recipe: Recipe, held_out: Sequence[Photo] = ()) -> list[list[Photo]]:
@@ -99,29 +94,45 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     base.vae_in_tiles = recipe.memory.vae_tiling
     if recipe.sample.per_prompt and recipe.sample.prompts:
         check_steps(base, recipe.sample.num_inference_steps)
-    for name in adapted_parts(recipe.stage2) if recipe.stage2 else ():
-        adapter_config(base.outline(name), recipe.adapter, target_modules(name, recipe.adapter))
+    _check_trained(recipe, base)
     _choose_attention(session, base)
     subjects = recipe.every_subject()
     phrases = [subject_phrase(token, data) for token, data in subjects]
     told = list(zip(photos, phrases, strict=True))
     prompts = [all_prompts(found, recipe.data, phrase) for found, phrase in told]
-    placeholders = _name_subjects(session, base, prompts)
+    placeholders = name_subjects(session, base, prompts)
     classes = class_prompts(session, base, photos, class_images)
     with session.phase("encode_photos"):
         examples = together(
             [encode_photos(base, found, recipe.data, phrase, recipe.seed, session.device) for found, phrase in told]
         )
-    base.release("vae")
+    base.release_autoencoder()
     every_prompt = list(dict.fromkeys(prompt for own in prompts for prompt in own))
     found = [photo for own in photos for photo in own]
     return Subject(found, phrases[0], every_prompt, placeholders, examples, classes)
 
 
+def _check_trained(recipe: Recipe, base: Base) -> None:
+    """Make sure that stage 2 can train of this base what the recipe says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if recipe.stage2 is None:
+        return
+    if recipe.stage2.train_text_encoder and not base.family.learning_encoders:
+        raise UserError(
+            f"stage2.train_text_encoder: the text encoder of a {base.family.pipeline} is too large to be trained with "
+            "its denoiser, and is not; leave it out"
+        )
+    for name in adapted_parts(recipe.stage2, base.family):
+        adapter_config(base.outline(name), recipe.adapter, target_modules(base.family, name, recipe.adapter))
+
+
 def _choose_attention(session: Session, base: Base) -> None:
     memory = session.recipe.memory
     dtype = torch.bfloat16 if memory.weights == "bfloat16" else session.frozen_dtype
-    outline = partial(base.outline, "unet")
+    outline = partial(base.outline, base.family.denoiser)
     session.attention, note = choose_attention(outline, memory.attention, session.device, dtype)
     if session.attention == "sdpa" and session.device.type != "cpu":
         check_sdpa(outline, session.device, dtype)
@@ -130,149 +141,123 @@ def _choose_attention(session: Session, base: Base) -> None:
         session.display.say(f"note: {line}")
 
 
-def _name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> Placeholders | None:
-    """Each subject's token added to the base or found in its vocabulary, and read in each of the subject's prompts.
-
-    Raises:
-        UserError: a token cannot be added, is no word, is two subjects' at once, or is cut off in a prompt.
-    """
-    recipe, tokenizer = session.recipe, base.tokenizer
-    tokens = [token for token, _ in recipe.every_subject()]
-    naming = [[prompt for prompt in own if prompt] for own in prompts]  # The empty one of caption dropout names none.
-    placeholders = None
-    if recipe.stage1:
-        added = [add_placeholder(tokenizer, base.text_encoder, token) for token in tokens]
-        placeholders = Placeholders(tuple(added))
-        for placeholder, own in zip(added, naming, strict=True):
-            check_prompts(tokenizer, placeholder, map(placeholders.others(placeholder).expand, own))
-        notes, ids = [placeholder.notes for placeholder in added], [placeholder.token_ids for placeholder in added]
-    else:
-        notes = [check_word(tokenizer, token.placeholder, own) for token, own in zip(tokens, naming, strict=True)]
-        ids = [tokenizer(token.placeholder, add_special_tokens=False).input_ids for token in tokens]
-        for number, own_ids in enumerate(ids):
-            if own_ids in ids[:number]:
-                raise UserError(
-                    f"two subjects share a token: the text encoder reads {tokens[number].placeholder!r} as it reads "
-                    f"{tokens[ids.index(own_ids)].placeholder!r}; give each a word of its own"
-                )
-    outcomes = []
-    for own_ids, own in zip(ids, naming, strict=True):
-        spelled = [placeholders.expand(prompt) if placeholders else prompt for prompt in own]
-        outcomes.append(check_token(tokenizer, own_ids, spelled))
-    named = [f"{token.placeholder} {outcome}" for token, outcome in zip(tokens, outcomes, strict=True)]
-    session.checks["token"] = "; ".join(named) if len(named) > 1 else outcomes[0]
-    for note in dict.fromkeys(note for own in notes for note in own):
-        session.display.say(f"note: {note}")
-    return placeholders
-
-
 def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subject) -> None:
     """Stage 1, and its result: the learned rows in the text encoder and in an embedding file a token."""
     placeholders = subject.placeholders
     assert placeholders is not None
-    files = {placeholder.name: session.folder.embedding_file(placeholder.name) for placeholder in placeholders.each}
+    tokens = {token.placeholder: token for token, _ in session.recipe.every_subject()}
+    files = {name: session.folder.embedding_file(name) for name in tokens}
+    encoders = base.text.encoders
     if session.reached_stage > 1 or session.has_token:
-        width = base.text_encoder.get_input_embeddings().embedding_dim
-        tokens = {token.placeholder: token for token, _ in session.recipe.every_subject()}
-        learned = [load_learned(file, tokens[name], width) for name, file in files.items()]
-        write_rows(base.text_encoder, placeholders.token_ids, torch.cat(learned))
+        widths = {name: embedding_table(encoder).shape[1] for name, encoder in encoders.items()}
+        learned = [
+            rows_by_encoder(file, load_learned(file, tokens[name]), base.family, widths) for name, file in files.items()
+        ]
+        for name, encoder in encoders.items():
+            write_rows(encoder, placeholders[name].token_ids, torch.cat([rows[name] for rows in learned]))
         return
     learner = EmbeddingLearner(base, placeholders, options.snr_gamma)  # Before anything of the table is rounded.
-    lay_out(base.unet, session.recipe.speed)
+    lay_out(base.denoiser, session.recipe.speed)
     _place_frozen(session, base)
-    set_attention(base.unet, session.attention)
+    set_attention(base.denoiser, session.attention)
     if options.gradient_checkpointing:
-        checkpoint_gradients(base.unet)
-        checkpoint_gradients(base.text_encoder)
+        for net in (base.denoiser, *encoders.values()):
+            checkpoint_gradients(net)
     streaming = _stream(session, base)
     after_step = learner.pull_norm if options.norm_control == "pull" else None
     source = _source(subject.examples, options)
-    nets = {"text_encoder": base.text_encoder, "unet": base.unet}
+    nets = {**encoders, base.family.denoiser: base.denoiser}
     updates = Updates(keeping=keeping(session.recipe.memory, nets.values(), session.device))
     loop = StageLoop(1, learner, source, options, session.accelerator, after_step, updates, streaming)
-    _compile(session, loop, base.unet)
+    _compile(session, loop, base.denoiser)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, learner.encode))
-    rows = learner.rows.detach()
+    learned_rows = {name: rows.detach() for name, rows in learner.every_row.items()}
     # Stage 2 builds on the originals, not on what stage 1 may have rounded or quantised.
-    base.release("unet", "text_encoder")
-    add_rows(base.text_encoder, placeholders)
-    write_rows(base.text_encoder, placeholders.token_ids, rows)
+    base.release(base.family.denoiser, *encoders)
+    del encoders, nets
+    for name, rows in learned_rows.items():
+        add_rows(base.component(name), placeholders[name])
+        write_rows(base.component(name), placeholders[name].token_ids, rows)
     if session.is_main:
-        for name, own in placeholders.split(rows).items():
-            save_embedding(files[name], name, own)
+        split = {name: placeholders[name].split(rows) for name, rows in learned_rows.items()}
+        for token in tokens:
+            own = {name: rows[token] for name, rows in split.items()}
+            save_embedding(files[token], token, keyed_rows(base.family, own))
 
 
 def _place_frozen(session: Session, base: Base) -> None:
     """Bring what stage 1 asks to its device, in the form in which it is kept.
 
-    Of the text encoder, the norms and what runs between its layers stay float32: that is little, and rows are learned
+    Of text encoders, the norms and what runs between its layers stay float32: that is little, and rows are learned
     through it.
     """
     kept = session.recipe.memory.frozen_base
     with quiet():
-        place_frozen(base.unet, kept, _place(session), session.frozen_dtype)
-        place_frozen(
-            base.text_encoder,
-            "full" if kept == "full" else "8bit",
-            session.device,
-            session.frozen_dtype,
-            casting=(nn.Linear, nn.Embedding),
-        )
+        place_frozen(base.denoiser, kept, _place(session), session.frozen_dtype)
+        for encoder in base.text.encoders.values():
+            place_frozen(
+                encoder,
+                "full" if kept == "full" else "8bit",
+                base.text_device(session.device),
+                session.frozen_dtype,
+                casting=(nn.Linear, nn.Embedding),
+            )
 
 
 def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subject, prior: ClassSamples | None) -> None:
     """Stage 2, and its result: what it trained, in the layout of diffusers and transformers, or of PEFT."""
-    text = _text(session, options, base, subject, prior.prompts if prior else [])
-    live = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer} if trains(text) else {}
+    text, family = _text(session, options, base, subject, prior.prompts if prior else []), base.family
+    live = {name: base.component(name) for name in (*family.text, *family.tokenizers)} if trains(text) else {}
     if not live:
-        base.release("text_encoder", "tokenizer")
-    lay_out(base.unet, session.recipe.speed)
-    if "unet" in adapted_parts(options):
+        base.release_text()
+    denoiser = base.denoiser
+    lay_out(denoiser, session.recipe.speed)
+    if family.denoiser in adapted_parts(options, family):
         with quiet():
-            place_frozen(base.unet, session.recipe.memory.frozen_base, _place(session), session.frozen_dtype)
-    if "unet" in whole_parts(options):
-        keep_weights(base.unet, session.recipe.memory)
-    set_attention(base.unet, session.attention)
-    open_for_training(base, "unet", options, session.recipe.adapter, session.recipe.seed)
+            place_frozen(denoiser, session.recipe.memory.frozen_base, _place(session), session.frozen_dtype)
+    if family.denoiser in whole_parts(options, family):
+        keep_weights(denoiser, session.recipe.memory)
+    set_attention(denoiser, session.attention)
+    open_for_training(base, family.denoiser, options, session.recipe.adapter, session.recipe.seed)
     streaming = _stream(session, base)
     learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
     source = _source(subject.examples, options)
     source = Preserving(source, prior) if prior else source
     rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else {}
-    nets = {"unet": base.unet, "text": text}
+    nets = {family.denoiser: denoiser, "text": text}
     kept = keeping(session.recipe.memory, nets.values(), session.device)
     updates = Updates(session.recipe.memory, rates, (session.recipe.seed, 2), kept)
     loop = StageLoop(2, learner, source, options, session.accelerator, updates=updates, streaming=streaming)
-    _compile(session, loop, base.unet)
+    _compile(session, loop, base.denoiser)
     session.run_stage(loop, options.steps, nets, _sampler(session, base, subject, text, **live))
     if session.is_main:
         with session.phase("save"), quiet():
-            if subject.placeholders and live:
-                drop_placeholder(base.text_encoder, subject.placeholders)
-            for name in whole_parts(options):
-                net = getattr(base, name)
+            for name, placeholders in (subject.placeholders or {}).items() if live else ():
+                drop_placeholder(base.component(name), placeholders)
+            for name in whole_parts(options, family):
+                net = base.component(name)
                 needs = sum(tensor.nbytes for tensor in net.state_dict().values())
                 session.folder.save_model(name, net.save_pretrained, needs)
-            for name in adapted_parts(options):
+            for name in adapted_parts(options, family):
                 session.folder.save_model(
-                    f"adapter/{name}", partial(save_adapter, getattr(base, name), base=base.source)
+                    f"adapter/{name}", partial(save_adapter, base.component(name), base=base.source)
                 )
 
 
 def _place(session: Session) -> torch.device:
-    """Where the U-Net is prepared: where it is used, but on the host if it is streamed, and never whole on the card."""
+    """Where the denoiser is prepared: where it is used, but on the host if it is streamed, never whole on the card."""
     return torch.device("cpu") if session.recipe.memory.streamed else session.device
 
 
 def _stream(session: Session, base: Base) -> Streaming | None:
     share = session.recipe.memory.streamed
-    streaming = Streaming(base.unet, share, session.device) if share else None
-    base.unet.to(session.device)
+    streaming = Streaming(base.denoiser, share, session.device) if share else None
+    base.denoiser.to(session.device)
     return streaming
 
 
-def _compile(session: Session, loop: StageLoop, unet: nn.Module) -> None:
-    """Compile the U-Net's blocks where the recipe says so and it can be done."""
+def _compile(session: Session, loop: StageLoop, denoiser: nn.Module) -> None:
+    """Compile the denoiser's blocks where the recipe says so and it can be done."""
     recipe, note = session.recipe, ""
     if recipe.speed.compile == "no":
         return
@@ -280,7 +265,7 @@ def _compile(session: Session, loop: StageLoop, unet: nn.Module) -> None:
     if graphs and (session.device.type != "cuda" or session.accelerator.num_processes > 1):
         graphs, note = False, "speed.compile = 'graphs' is for one process on a GPU: compiling without CUDA graphs"
     with session.phase("compile"), session.display.progress("compile", 1) as update:
-        failed = compile_blocks(unet, loop.attempt, graphs=graphs, fixed=recipe.data.fit != "bucket")
+        failed = compile_blocks(denoiser, loop.attempt, graphs=graphs, fixed=recipe.data.fit != "bucket")
         update(1)
     for line in filter(None, (note, failed)):
         session.display.say(f"note: {line}")
@@ -292,10 +277,12 @@ def _source(examples: Examples, options: Stage) -> Source:
 
 
 def _text(session: Session, options: Stage2, base: Base, subject: Subject, prior_prompts: list[str]) -> nn.Module:
-    """How stage 2 comes by the states of its prompts: from a text encoder that learns, or encoded here, once."""
+    """How stage 2 comes by the states of its prompts: from text encoders that learn, or encoded here, once."""
     recipe = session.recipe
-    if trains(open_for_training(base, "text_encoder", options, recipe.adapter, recipe.seed)):
+    opened = [open_for_training(base, name, options, recipe.adapter, recipe.seed) for name in base.family.text]
+    if any(map(trains, opened)):
         return LiveText(base, subject.expand)
+    del opened
     prompts = list(dict.fromkeys(subject.prompts + prior_prompts))
     wanted = dict.fromkeys(["", *(text for both in _sample_prompts(session, subject) for text in both)])
     drawn = [prompt for prompt in wanted if prompt not in prompts]
@@ -316,17 +303,18 @@ def _sample_prompts(session: Session, subject: Subject) -> list[tuple[str, str]]
 def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **live: Any) -> DrawSamples:
     """Draws the recipe's sample pictures with the nets and the rows as they are when it is called.
 
-    The VAE, which training has dropped, is read from disk for as long as the drawing takes. A text encoder that trains
-    is given, with its tokenizer; else `encode` tells the states of prompts.
+    The VAE, which training has dropped, is read from disk for as long as the drawing takes. Text encoders that train
+    are given, with their tokenizers; else `encode` tells the states of prompts.
     """
-    options = session.recipe.sample
+    options, family = session.recipe.sample, base.family
     prompts = [prompt for prompt in _sample_prompts(session, subject) for _ in range(options.per_prompt)]
     seeds = [session.recipe.seed + index for _ in options.prompts for index in range(options.per_prompt)]
     side = session.recipe.data.resolution or base.resolution
 
     def draw_samples() -> list[Image.Image]:
-        pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
-        with interpreted(base.unet), drawn_in(base.unet, session.device):
+        parts = {family.denoiser: base.denoiser} | (live or dict.fromkeys((*family.text, *family.tokenizers)))
+        pipeline, denoiser = assemble(base, **parts), base.denoiser
+        with interpreted(denoiser), drawn_in(denoiser, session.device):
             told = None if live else encode
             return draw(pipeline, prompts, seeds, options, side, device=session.device, encode=told)
 

@@ -167,7 +167,6 @@ def check_picture(picture: Path) -> None:
 
 
 def _encoders(base: Base) -> list[Encoder]:
-    """Every tokenizer of the base with the text encoder that goes with it: `tokenizer_2` with `text_encoder_2`."""
-    names = [name for name in base.family.COMPONENTS if name.startswith("tokenizer")]
-    pairs = [(name, name.replace("tokenizer", "text_encoder")) for name in names]
-    return [Encoder(encoder, getattr(base, tokenizer), getattr(base, encoder)) for tokenizer, encoder in pairs]
+    """Every text encoder of the base with its tokenizer."""
+    text = base.text
+    return [Encoder(name, text.tokenizers[name], encoder) for name, encoder in text.encoders.items()]

@@ -107,7 +107,7 @@ def learn_base(material: Material, folder: Path, rng: Random) -> None:
 def draw_base(material: Material, folder: Path, rng: Random) -> None:
     base = load_base(str(folder))
     base.content_hash  # noqa: B018  It reads every file.
-    for name in base.family.MODELS:
+    for name in base.family.models:
         base.outline(name)
     check_steps(base, 4)
     pipeline = assemble(base)

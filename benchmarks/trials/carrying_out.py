@@ -222,7 +222,7 @@ class _Watch:
         told = list(zip(filled(asked, subject.phrase), filled(asked, self._job.class_noun), strict=True))
         seeds = [one.seed for one in asked]
         # What training does not have at hand, `generate` reads.
-        untouched = load_base("pocket").unet if how.away_from == "base" else None
+        untouched = load_base("pocket").denoiser if how.away_from == "base" else None
 
         def draw_samples() -> list[Image.Image]:
             log = (session.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -230,8 +230,8 @@ class _Watch:
             stage, step = lines[-1]["stage"], lines[-1]["step"]
             if stage != self._stage or step not in self._steps:
                 return [Image.new("RGB", (8, 8))] * 8
-            pipeline = assemble(base, unet=base.unet, **live or {"text_encoder": None, "tokenizer": None})
-            with interpreted(base.unet), drawn_in(base.unet, session.device):
+            pipeline = assemble(base, unet=base.denoiser, **live or {"text_encoder": None, "tokenizer": None})
+            with interpreted(base.denoiser), drawn_in(base.denoiser, session.device):
                 states, side = None if live else encode, base.resolution
                 drawn = draw(pipeline, told, seeds, how, side, encode=states, untouched=untouched)
             figures = self._trials.examine(self._photos, drawn)

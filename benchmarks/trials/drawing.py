@@ -38,7 +38,7 @@ def guided(**how: Any) -> Callable[..., list[Image.Image]]:
     def drawing(folder: Path, prompts: Sequence[str], plain: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         base, asked = load_base("pocket"), list(zip(prompts, plain, strict=True))
         options = DRAWING.model_copy(update=how)
-        return draw(run.load_pipeline(folder), asked, seeds, options, base.resolution, untouched=base.unet)
+        return draw(run.load_pipeline(folder), asked, seeds, options, base.resolution, untouched=base.denoiser)
 
     return drawing
 
@@ -104,7 +104,7 @@ def mixed(token: float = 2.5, plain: float = 2.5, asked_base: bool = False) -> C
     """Guidance towards token and class together (arXiv 2502.05895: 3.5 each); the base may answer for the class."""
 
     def prepare(pipeline: Any) -> Predict:
-        base = load_base("pocket").unet if asked_base else None
+        base = load_base("pocket").denoiser if asked_base else None
 
         def predict(unet: Any, latents: Tensor, timestep: Tensor, states: dict[str, Tensor], done: float) -> Tensor:
             without, asked, kind = _ask(unet, latents, timestep, states["empty"], states["token"], states["class"])
@@ -121,7 +121,7 @@ def personalization(between: float = 0.0, token: float = 5.0, plain: float = 0.0
     """Away from what weights nearer to the base's draw of nothing (arXiv 2508.00319), where the subject is asked."""
 
     def prepare(pipeline: Any) -> Predict:
-        weak, own = copy.deepcopy(load_base("pocket").unet), pipeline.unet.state_dict()
+        weak, own = copy.deepcopy(load_base("pocket").denoiser), pipeline.unet.state_dict()
         weak.load_state_dict({name: value.lerp(own[name], between) for name, value in weak.state_dict().items()})
 
         def predict(unet: Any, latents: Tensor, timestep: Tensor, states: dict[str, Tensor], done: float) -> Tensor:

@@ -25,7 +25,9 @@ from twostage.method.examples import Batch
 from twostage.method.precision import predict_as_kept
 from twostage.pocket import pocket_folder
 from twostage.pocket.world import COLOURS
+from twostage.prompt_states import PromptStates
 from twostage.subject.photos import find_photos, open_photo
+from twostage.subject.tokens import Placeholders
 
 Within = Callable[[], AbstractContextManager[Any]]
 
@@ -61,13 +63,13 @@ class _Anchored(DenoiserLearner):
 
     def __init__(self, base: Any, text: Any, *rest: Any) -> None:
         super().__init__(base, text, *rest)
-        self._copy = (copy.deepcopy(base.unet).requires_grad_(False),)
+        self._copy = (copy.deepcopy(base.denoiser).requires_grad_(False),)
 
-    def plain(self, batch: Batch) -> Tensor:
+    def plain(self, batch: Batch) -> PromptStates:
         return self.text([prompt.replace(self.phrase, self.class_noun) for prompt in batch.prompts])
 
-    def ask(self, unet: Any, asked: Any, states: Tensor) -> Tensor:
-        return predict_as_kept(self._family, unet, asked.noisy, asked.timesteps, states=states).float()
+    def ask(self, unet: Any, asked: Any, states: PromptStates) -> Tensor:
+        return predict_as_kept(self._family, unet, asked.noisy, asked.timesteps, asked.given, states).float()
 
 
 @contextmanager
@@ -128,17 +130,21 @@ def context_embeddings(weight: float = 1.5e-4, prompts: int = 4) -> Within:
     """CoRe (arXiv 2408.15914): the other words of "a <rare> dog in X" keep the states they have in "a dog in X"."""
 
     class Learner(EmbeddingLearner):
+        @property
+        def _names(self) -> Placeholders:
+            return next(iter(self._placeholders.values()))
+
         def forward(self, batch: Batch) -> Tensor:
             loss = super().forward(batch)
             start = int(batch.timesteps.sum()) % len(UNSEEN)
             contexts = [(UNSEEN * 2)[start + place] for place in range(prompts)]
-            noun = batch.prompts[0].split(self._placeholder.each[0].name)[-1].strip()
-            name = self._placeholder.each[0].name
-            with_token = self.encode([f"a photo of a {name} {noun} {context}" for context in contexts])
+            noun = batch.prompts[0].split(self._names.each[0].name)[-1].strip()
+            name = self._names.each[0].name
+            with_token = self.encode([f"a photo of a {name} {noun} {context}" for context in contexts])["states"]
             with torch.no_grad():
-                without = self.encode([f"a photo of a {noun} {context}" for context in contexts])
+                without = self.encode([f"a photo of a {noun} {context}" for context in contexts])["states"]
             # "<begin> a photo of a" before the token, everything behind it one place later.
-            place, vectors = 5, len(self._placeholder.token_ids)
+            place, vectors = 5, len(self._names.token_ids)
             behind = with_token.shape[1] - place - vectors
             pairs = [(with_token[:, :place], without[:, :place])]
             pairs.append((with_token[:, place + vectors :], without[:, place : place + behind]))

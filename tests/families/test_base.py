@@ -38,7 +38,7 @@ def test_components_are_those_of_stock_diffusers(tiny_base: Path) -> None:
 def test_prompt_states_are_those_of_stock_diffusers(tiny_base: Path) -> None:
     base, stock = load_base(str(tiny_base)), StableDiffusionPipeline.from_pretrained(tiny_base)
     prompts = ["a photo of a red backpack", "snow"]
-    ours = base.family.encode_text(base.tokenizer, base.text_encoder, prompts)
+    ours = base.encode_text(prompts)["states"]
     assert torch.equal(ours, stock.encode_prompt(prompts, "cpu", 1, False)[0])
 
 
@@ -78,18 +78,18 @@ def test_the_noise_levels_are_the_folders_down_to_zero_signal(own_base: Path) ->
 
 def test_a_component_is_read_when_first_asked_for_and_again_after_release(tiny_base: Path) -> None:
     base = load_base(str(tiny_base))
-    unet = base.unet
-    assert base.unet is unet
+    unet = base.denoiser
+    assert base.denoiser is unet
     with torch.no_grad():
         unet.conv_in.weight.zero_()
     base.release("unet")
-    assert base.unet is not unet
-    assert base.unet.conv_in.weight.any()
+    assert base.denoiser is not unet
+    assert base.denoiser.conv_in.weight.any()
 
 
 def test_loading_says_nothing(tiny_base: Path, capfd: pytest.CaptureFixture[str]) -> None:
     base = load_base(str(tiny_base))
-    _ = base.tokenizer, base.text_encoder, base.vae, base.unet, base.noise_scheduler
+    _ = base.tokenizer, base.text_encoder, base.vae, base.denoiser, base.noise_scheduler
     assert capfd.readouterr() == ("", "")
 
 
@@ -152,13 +152,13 @@ def test_weights_of_another_shape_are_refused_in_one_line(own_base: Path) -> Non
     config.write_text(json.dumps({**settings, "cross_attention_dim": 24}))
     base = load_base(str(own_base))
     with pytest.raises(UserError, match="unet") as error:
-        _ = base.unet
+        _ = base.denoiser
     assert "\n" not in str(error.value)
 
 
 def _use(folder: Path) -> None:
     base = load_base(str(folder))
-    for model in base.family.MODELS:
+    for model in base.family.models:
         base.outline(model)
     check_steps(base, 2)
     assemble(base)

@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 
 from twostage.errors import UserError
 from twostage.families import load_base
+from twostage.family_parts import Text
 from twostage.method.adapter import (
     PRESETS,
     add_adapter,
@@ -59,7 +60,7 @@ def moved(net: nn.Module, seed: int = 0) -> None:
 @pytest.mark.parametrize("where", PRESETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains(tiny_base: Path, kind: str, where: str) -> None:
-    unet = load_base(str(tiny_base)).unet
+    unet = load_base(str(tiny_base)).denoiser
     before, untouched = answer(unet), {name: p.clone() for name, p in unet.state_dict().items()}
     add_adapter(unet, Adapter(kind=kind), [where], seed=0)
     assert torch.equal(answer(unet), before)
@@ -76,10 +77,10 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains(tiny_base: Path,
 @pytest.mark.parametrize("kind", KINDS)
 def test_stock_peft_merged_and_apart_answer_alike(tiny_base: Path, tmp_path: Path, kind: str, where: str) -> None:
     base = load_base(str(tiny_base))
-    add_adapter(base.unet, Adapter(kind=kind, rank=2), [where], seed=0)
-    moved(base.unet)
-    trained = answer(base.unet)
-    save_adapter(base.unet, tmp_path, "some/base")
+    add_adapter(base.denoiser, Adapter(kind=kind, rank=2), [where], seed=0)
+    moved(base.denoiser)
+    trained = answer(base.denoiser)
+    save_adapter(base.denoiser, tmp_path, "some/base")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert {tensor.dtype for tensor in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -87,7 +88,7 @@ def test_stock_peft_merged_and_apart_answer_alike(tiny_base: Path, tmp_path: Pat
     assert config["target_modules"] == sorted(config["target_modules"])
 
     base.release("unet")
-    merged = merge_adapter(base.unet, tmp_path)
+    merged = merge_adapter(base.denoiser, tmp_path)
     assert type(merged) is UNet2DConditionModel
     stock = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(tiny_base / "unet"), tmp_path)
     assert torch.equal(answer(stock), trained)
@@ -97,14 +98,14 @@ def test_stock_peft_merged_and_apart_answer_alike(tiny_base: Path, tmp_path: Pat
 @pytest.mark.parametrize("kind", KINDS)
 def test_strength_leads_from_the_base_to_what_was_trained(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     base = load_base(str(tiny_base))
-    untouched = answer(base.unet)
-    add_adapter(base.unet, Adapter(kind=kind), ["all"], seed=0)
-    moved(base.unet)
-    save_adapter(base.unet, tmp_path, "")
+    untouched = answer(base.denoiser)
+    add_adapter(base.denoiser, Adapter(kind=kind), ["all"], seed=0)
+    moved(base.denoiser)
+    save_adapter(base.denoiser, tmp_path, "")
     answers = []
     for strength in (0.0, 0.5, 1.0):
         base.release("unet")
-        answers.append(answer(merge_adapter(base.unet, tmp_path, strength)))
+        answers.append(answer(merge_adapter(base.denoiser, tmp_path, strength)))
     assert torch.equal(answers[0], untouched)
     assert (answers[1] - untouched).norm() < (answers[2] - untouched).norm()
     assert not torch.allclose(answers[1], answers[2], atol=1e-3)
@@ -113,15 +114,15 @@ def test_strength_leads_from_the_base_to_what_was_trained(tiny_base: Path, tmp_p
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr"])
 def test_strength_is_pefts_own_scale_where_the_kind_has_one(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     base = load_base(str(tiny_base))
-    add_adapter(base.unet, Adapter(kind=kind, rank=2, alpha=3), ["all"], seed=0)
-    moved(base.unet)
-    save_adapter(base.unet, tmp_path, "")
-    for layer in base.unet.modules():
+    add_adapter(base.denoiser, Adapter(kind=kind, rank=2, alpha=3), ["all"], seed=0)
+    moved(base.denoiser)
+    save_adapter(base.denoiser, tmp_path, "")
+    for layer in base.denoiser.modules():
         if hasattr(layer, "set_scale"):
             layer.set_scale("default", 0.3)
-    scaled = answer(base.unet)
+    scaled = answer(base.denoiser)
     base.release("unet")
-    assert torch.allclose(answer(merge_adapter(base.unet, tmp_path, 0.3)), scaled, atol=1e-5)
+    assert torch.allclose(answer(merge_adapter(base.denoiser, tmp_path, 0.3)), scaled, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,10 +131,12 @@ def test_a_text_encoder_takes_an_adapter_too(tiny_base: Path, tmp_path: Path, ki
 
     def read(encoder: nn.Module) -> Tensor:
         with torch.no_grad():
-            return base.family.encode_text(base.tokenizer, encoder, ["a red backpack"])
+            return base.family.encode_text(Text(base.tokenizers, {"text_encoder": encoder}, {}), ["a red backpack"])[
+                "states"
+            ]
 
     before = read(base.text_encoder)
-    add_adapter(base.text_encoder, Adapter(kind=kind), target_modules("text_encoder", Adapter()), seed=0)
+    add_adapter(base.text_encoder, Adapter(kind=kind), target_modules(base.family, "text_encoder", Adapter()), seed=0)
     assert torch.equal(read(base.text_encoder), before)
     moved(base.text_encoder)
     trained = read(base.text_encoder)
@@ -147,7 +150,7 @@ def test_a_text_encoder_takes_an_adapter_too(tiny_base: Path, tmp_path: Path, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_net_of_half_precision_keeps_it_and_its_adapter_is_float32(tiny_base: Path, kind: str) -> None:
-    unet = load_base(str(tiny_base)).unet.to(torch.bfloat16)
+    unet = load_base(str(tiny_base)).denoiser.to(torch.bfloat16)
     add_adapter(unet, Adapter(kind=kind), ["all"], seed=0)
     assert {p.dtype for p in unet.parameters() if p.requires_grad} == {torch.float32}
     assert unet.conv_in.weight.dtype == torch.bfloat16
@@ -162,7 +165,7 @@ def test_a_frozen_net_of_half_precision_keeps_it_and_its_adapter_is_float32(tiny
 
 def test_a_fresh_adapter_comes_from_its_seed_alone(tiny_base: Path) -> None:
     def fresh(seed: int) -> list[Tensor]:
-        unet = load_base(str(tiny_base)).unet
+        unet = load_base(str(tiny_base)).denoiser
         add_adapter(unet, Adapter(), ["attention"], seed=seed)
         return [p for p in unet.parameters() if p.requires_grad]
 
@@ -180,7 +183,7 @@ def test_a_fresh_adapter_comes_from_its_seed_alone(tiny_base: Path) -> None:
 
 
 def targets(base: Path, kind: str, *wanted: str) -> list[str]:
-    return find_targets(load_base(str(base)).unet, kind, wanted)
+    return find_targets(load_base(str(base)).denoiser, kind, wanted)
 
 
 def test_targets_are_found_by_preset_name_end_and_pattern(tiny_base: Path) -> None:
@@ -233,7 +236,7 @@ def test_a_target_that_cannot_be_is_named_with_what_could(tiny_base: Path, kind:
 @pytest.mark.parametrize("kind", ROTATIONS)
 def test_blocks_that_rotate_divide_every_targets_inputs(tiny_base: Path, kind: str) -> None:
     """Inputs of the attention are 8 and 16, and a rank of 3 would like 12."""
-    unet = load_base(str(tiny_base)).unet
+    unet = load_base(str(tiny_base)).denoiser
     add_adapter(unet, Adapter(kind=kind, rank=3), ["attention"], seed=0)
     assert getattr(unet.peft_config["default"], f"{kind}_block_size") == 8
 
@@ -269,18 +272,18 @@ def test_options_that_a_kind_would_ignore_are_refused(options: dict[str, object]
 
 def test_an_adapter_that_cannot_be_read_is_told_in_one_line(tiny_base: Path, tmp_path: Path) -> None:
     base = load_base(str(tiny_base))
-    add_adapter(base.unet, Adapter(), ["attention"], seed=0)
-    save_adapter(base.unet, tmp_path, "")
+    add_adapter(base.denoiser, Adapter(), ["attention"], seed=0)
+    save_adapter(base.denoiser, tmp_path, "")
     base.release("unet")
     weights = tmp_path / "adapter_model.safetensors"
     whole = weights.read_bytes()
     for damaged in (whole[:100], b""):
         weights.write_bytes(damaged)
         with pytest.raises(UserError, match="cannot load the adapter") as error:
-            merge_adapter(base.unet, tmp_path)
+            merge_adapter(base.denoiser, tmp_path)
         assert "\n" not in str(error.value)
         base.release("unet")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (tmp_path / name).unlink()
         with pytest.raises(UserError, match=name):
-            merge_adapter(base.unet, tmp_path)
+            merge_adapter(base.denoiser, tmp_path)

@@ -24,7 +24,7 @@ def stage1(base: Base, photos: Path, token: Token) -> tuple[EmbeddingLearner, Pl
 
 
 def bits(base: Base) -> dict[str, torch.Tensor]:
-    nets = {"text_encoder": base.text_encoder, "vae": base.vae, "unet": base.unet}
+    nets = {"text_encoder": base.text_encoder, "vae": base.vae, "unet": base.denoiser}
     return {f"{n}.{k}": v.clone() for n, net in nets.items() for k, v in net.state_dict().items()}
 
 
@@ -56,7 +56,7 @@ def test_gradient_and_optimizer_state_exist_for_the_new_rows_only(tiny_base: Pat
     width = base.text_encoder.config.hidden_size
     state = loop.progress().optimizer
     assert {tuple(t.shape) for t in state.values()} == {(), (2, width)}
-    frozen = [*base.text_encoder.parameters(), *base.unet.parameters()]
+    frozen = [*base.text_encoder.parameters(), *base.denoiser.parameters()]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
 
 
@@ -67,12 +67,12 @@ def test_the_placed_rows_give_what_a_table_holding_them_gives(tiny_base: Path) -
     rows = torch.nn.Parameter(torch.randn(2, base.text_encoder.config.hidden_size))
     prompts = [placeholder.expand("a <rare> backpack on the <rare> beach"), "a photo"]
     with placed_rows(base.text_encoder, placeholder.token_ids, rows):
-        placed = base.family.encode_text(base.tokenizer, base.text_encoder, prompts)
+        placed = base.encode_text(prompts)["states"]
     placed.square().sum().backward()
 
     write_rows(base.text_encoder, placeholder.token_ids, rows)
     table = base.text_encoder.get_input_embeddings().weight.requires_grad_(True)
-    written = base.family.encode_text(base.tokenizer, base.text_encoder, prompts)
+    written = base.encode_text(prompts)["states"]
     written.square().sum().backward()
 
     assert torch.equal(placed, written)

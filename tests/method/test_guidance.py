@@ -19,7 +19,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluating import evaluate
 from twostage.families import load_base
-from twostage.method.sampling import assemble, draw, read_unet
+from twostage.method.sampling import assemble, draw, read_untouched
 from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Data, Recipe, Sample, Token
 from twostage.recipe_evaluation import Evaluation
@@ -84,7 +84,7 @@ def test_the_share_splits_the_guidance_as_in_the_paper(trained: StableDiffusionP
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_away_from_the_base_nothing_is_what_the_base_says_of_it(trained: StableDiffusionPipeline, share: float) -> None:
-    weak = load_base("pocket").unet
+    weak = load_base("pocket").denoiser
     options = sampled(share).model_copy(update={"away_from": "base"})
     ours = pixels(draw(trained, BOTH, SEEDS, options, 64, untouched=weak))
     right = by_hand(trained, 4.0 * (1 - share), 4.0 * share, weak)
@@ -120,7 +120,7 @@ def test_without_a_class_or_without_guidance_nothing_more_is_asked(prompts: list
 @pytest.mark.parametrize(("share", "away_from", "rows"), [(0.5, "own", 5), (0.0, "base", 3), (0.5, "base", 4)])
 def test_no_more_is_asked_than_is_used(share: float, away_from: str, rows: int) -> None:
     """Of two pictures, one has the subject: nothing twice, one of them by the base; both prompts; one class."""
-    pipeline, weak, seen = assemble(load_base("pocket")), load_base("pocket").unet, []
+    pipeline, weak, seen = assemble(load_base("pocket")), load_base("pocket").denoiser, []
     pipeline.unet.conv_in.register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
     weak.conv_in.register_forward_pre_hook(lambda net, args: seen.append(-len(args[0])))
     options = sampled(share).model_copy(update={"num_inference_steps": 1, "away_from": away_from})
@@ -252,18 +252,18 @@ def test_without_a_class_noun_samples_are_as_ever_and_asking_for_it_is_one_line(
 
 def test_a_base_that_is_not_what_was_tuned_is_one_line(tiny_base: Path) -> None:
     pipeline = assemble(load_base(str(tiny_base)))
-    assert read_unet(load_base(str(tiny_base)), pipeline) is not pipeline.unet
+    assert read_untouched(load_base(str(tiny_base)), pipeline) is not pipeline.unet
     with pytest.raises(UserError, match=r"base pocket is not what was tuned: its in_channels is 6, of the result 4;"):
-        read_unet(load_base("pocket"), pipeline)
+        read_untouched(load_base("pocket"), pipeline)
     other = assemble(load_base("pocket"))
     other.scheduler.register_to_config(prediction_type="epsilon")
     with pytest.raises(UserError, match="its prediction_type is v_prediction, of the result epsilon"):
-        read_unet(load_base("pocket"), other)
+        read_untouched(load_base("pocket"), other)
 
 
 def test_fewer_together_draw_the_same(trained: StableDiffusionPipeline) -> None:
     """As where memory holds fewer: what guides is taken apart with the prompts."""
-    options, weak = sampled(0.25).model_copy(update={"away_from": "base"}), load_base("pocket").unet
+    options, weak = sampled(0.25).model_copy(update={"away_from": "base"}), load_base("pocket").denoiser
     both, single = (pixels(draw(trained, BOTH, SEEDS, options, 64, together=n, untouched=weak)) for n in (2, 1))
     assert np.abs(both - single).max() <= 2
 

@@ -61,7 +61,7 @@ def without_compiler() -> Iterator[None]:
 
 
 def test_channels_last_reaches_the_convolutions_and_changes_no_value(tiny_base: Path) -> None:
-    unet, plain = load_base(str(tiny_base)).unet, load_base(str(tiny_base)).unet
+    unet, plain = load_base(str(tiny_base)).denoiser, load_base(str(tiny_base)).denoiser
     lay_out(unet, Speed(channels_last=True))
     weight = unet.down_blocks[0].resnets[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
@@ -127,14 +127,14 @@ def test_a_run_goes_on_without_a_compiler_and_without_cuda_graphs_on_a_cpu_and_s
 
 
 def test_what_is_compiled_is_left_aside_within_and_back_afterwards(tiny_base: Path) -> None:
-    unet = load_base(str(tiny_base)).unet
+    unet = load_base(str(tiny_base)).denoiser
     block = unet.down_blocks[0].resnets[0]
     block.compile()
     call = block._compiled_call_impl
     with interpreted(unet):
         assert block._compiled_call_impl is None
     assert block._compiled_call_impl is call
-    assert unet.state_dict().keys() == load_base(str(tiny_base)).unet.state_dict().keys()
+    assert unet.state_dict().keys() == load_base(str(tiny_base)).denoiser.state_dict().keys()
 
 
 @pytest.mark.parametrize(

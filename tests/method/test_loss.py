@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -29,7 +31,7 @@ def ask(scheduler: DDPMScheduler, rows: slice = slice(None)) -> Question:
     return denoising_question(scheduler, *(drawn[rows] for drawn in draws()))
 
 
-def echo(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def echo(noisy: torch.Tensor, timesteps: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """A denoiser that does not denoise."""
     return noisy
 
@@ -43,7 +45,7 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(kind: str) -> None:
     sigma = (1 - scheduler.alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
     answers = {"epsilon": noise, "sample": latents, "v_prediction": alpha * noise - sigma * latents}
 
-    loss = denoising_loss(lambda noisy, t: answers[kind], scheduler, ask(scheduler))
+    loss = denoising_loss(lambda noisy, t, given: answers[kind], scheduler, ask(scheduler))
 
     assert torch.allclose(loss, torch.zeros(3), atol=1e-10)
 
@@ -64,7 +66,7 @@ def test_the_denoiser_sees_the_schedulers_noisy_latents() -> None:
     latents, noise, timesteps = draws()
     seen = []
 
-    denoising_loss(lambda noisy, t: seen.append(noisy) or noisy, scheduler, ask(scheduler))
+    denoising_loss(lambda noisy, t, given: seen.append(noisy) or noisy, scheduler, ask(scheduler))
 
     assert torch.equal(seen[0], scheduler.add_noise(latents, noise, timesteps))
 
@@ -100,7 +102,7 @@ def test_what_does_not_count_gets_no_gradient() -> None:
     weight[..., 2:] = 0
     output = torch.zeros(3, 4, 5, 5, requires_grad=True)
 
-    denoising_loss(lambda noisy, t: output, scheduler, weighted(ask(scheduler), weight)).sum().backward()
+    denoising_loss(lambda noisy, t, given: output, scheduler, weighted(ask(scheduler), weight)).sum().backward()
 
     assert output.grad is not None
     assert (output.grad[..., 2:] == 0).all()

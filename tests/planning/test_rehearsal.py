@@ -33,11 +33,11 @@ def _really(recipe):
         class RealBase(OutlinedBase):
             """With its weights, which no operation makes; prompts are not read all the same."""
 
-            def _component(self, name):
-                if name == "tokenizer":
-                    return super()._component(name)
+            def component(self, name):
+                if name in self.family.tokenizers:
+                    return super().component(name)
                 with _disable_current_modes():  # A file is read on the host.
-                    net = Base._component(self, name)
+                    net = Base.component(self, name)
                 trace.watch([*net.parameters(), *net.buffers()])
                 return net
 

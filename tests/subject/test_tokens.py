@@ -8,14 +8,8 @@ from safetensors.torch import save_file
 
 from twostage.errors import UserError
 from twostage.recipe import Token
-from twostage.subject.tokens import (
-    add_placeholder,
-    check_prompts,
-    embedding_file_name,
-    load_embedding,
-    mean_norm,
-    save_embedding,
-)
+from twostage.subject.token_files import embedding_file_name, load_embedding, save_embedding
+from twostage.subject.tokens import add_placeholder, check_prompts, mean_norm
 
 
 def rows_of(text_encoder):

@@ -98,6 +98,7 @@ def train_pocket() -> Told:
 
     from twostage.families import load_base
     from twostage.method.loss import denoising_question
+    from twostage.method.sampling import encode_visiting
     from twostage.pocket import world
 
     device, base = _device(), load_base("pocket")
@@ -107,13 +108,13 @@ def train_pocket() -> Told:
     pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     latents, _ = base.family.encode_images(base.vae.to(device), pixels.to(device))
     with torch.no_grad():
-        states = base.family.encode_text(base.tokenizer, base.text_encoder.to(device), ["a photo of a backpack"])
+        states = encode_visiting(base, ["a photo of a backpack"], device)
     timesteps = torch.tensor([300, 500, 700], device=device)
     latents = latents.expand(3, -1, -1, -1)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
     question = denoising_question(base.noise_scheduler, latents, noise, timesteps)
-    unet = base.unet.to(device).requires_grad_(True)
-    predicted = base.family.predict(unet, question.noisy, question.timesteps, states.expand(3, -1, -1))
+    unet = base.denoiser.to(device).requires_grad_(True)
+    predicted = base.family.predict(unet, question.noisy, question.timesteps, states.repeated(3), {})
     loss = (predicted - question.target).square().mean()
     loss.backward()
     found, nothing = float(loss.detach()), float(question.target.square().mean())
@@ -320,7 +321,7 @@ def outline_sizes() -> Told:
 
     recipe, base = load_recipe("two-stage", base="sd15"), outline_base("sd15")
     nets = {
-        name: 4 * sum(parameter.numel() for parameter in base.outline(name).parameters()) for name in base.family.MODELS
+        name: 4 * sum(parameter.numel() for parameter in base.outline(name).parameters()) for name in base.family.models
     }
     assert recipe.stage2 is not None
     unet = nets["unet"]

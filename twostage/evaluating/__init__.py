@@ -27,7 +27,7 @@ from twostage.evaluation.metrics import measure
 from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
 from twostage.machine import usual_device
-from twostage.method.sampling import assemble, check_steps, read_unet
+from twostage.method.sampling import assemble, check_steps, read_untouched
 from twostage.quiet import quiet
 from twostage.recipe import Sample
 from twostage.recipe_evaluation import Evaluation
@@ -39,7 +39,7 @@ from .result import Result, open_pipeline, open_run
 from .series import Drawer, Series, plan_series, read_drawn, write_picture
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 __all__ = ["FILE", "evaluate", "evaluate_result", "open_pipeline", "open_run"]
 
@@ -242,7 +242,7 @@ class _Pictures:
         scheduler_file = self._folder(strength) / "scheduler.txt"
 
         @cache
-        def load() -> StableDiffusionPipeline:
+        def load() -> DiffusionPipeline:
             loaded = self._result.load(strength)
             _make_folder(scheduler_file.parent)
             scheduler_file.write_text(type(loaded.scheduler).__name__, encoding="utf-8")
@@ -250,7 +250,7 @@ class _Pictures:
 
         whose = self._result.facts["name"] + (f" at strength {strength:g}" if strength != 1 else "")
         base = self._result.base if self._sampler.away_from == "base" else None
-        untouched = partial(read_unet, base) if base else None
+        untouched = partial(read_untouched, base) if base else None
         drawer = Drawer(load, self._sampler, self._result.side, whose, untouched)
         drawn = {}
         for name, series in self._planned.items():

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from safetensors import SafetensorError
-from torch import Tensor
 
 from twostage import run as verbs
 from twostage.errors import UserError
@@ -23,19 +22,18 @@ from twostage.quiet import quiet
 from twostage.recipe import Data, Recipe, Sample
 from twostage.recipe_evaluation import Foreign
 from twostage.recipe_file import dump_recipe
-from twostage.run_folder import RunFolder
+from twostage.run_folder import RunFolder, result_folders
 from twostage.subject.captions import subject_phrase
 from twostage.subject.held_out import find_held_out, leaks
 from twostage.subject.photos import Photo, find_photos
 from twostage.subject.pictures import printable
-from twostage.subject.tokens import load_embedding
+from twostage.subject.token_files import Keyed, load_embedding, rows_by_encoder
+from twostage.subject.tokens import Rows
 from twostage.weights import PICKLES, conversion
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-# What a run leaves for others to load.
-_RESULT_FOLDERS = ("unet", "text_encoder", "adapter", "embedding")
 # Of a run's phases, those that a run without sample pictures does not have.
 _NOT_TRAINING = ("samples",)
 # The key in kohya's embedding files, which leave the token's name to the file's.
@@ -66,7 +64,7 @@ class Result:
     phrase: str
     class_noun: str
     base: Base | None
-    load: Callable[[float], StableDiffusionPipeline]
+    load: Callable[[float], DiffusionPipeline]
     side: int
     sampler: Sample
     content: str
@@ -115,7 +113,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         base=base,
         load=lambda strength: verbs.load_pipeline(run, strength=strength),
         side=recipe.data.resolution or base.resolution,
-        sampler=recipe.sample.within(recipe.data.class_noun, "unet" in verbs.tuned_parts(recipe)),
+        sampler=recipe.sample.within(recipe.data.class_noun, recipe.stage2 is not None),
         content=_sha256(dump_recipe(recipe), str(own), *_contents(folder.path)),
         photos=photos,
         held_out=held,
@@ -143,14 +141,13 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
         how = conversion(lora) if lora.suffix in PICKLES else "convert it first"
         raise UserError(f"LoRA {lora}: only .safetensors files are read; {how}")
     tuned = load_base(foreign.pipeline)
-    named, rows = load_embedding(embedding) if embedding else ("", None)
+    named, keyed = load_embedding(embedding) if embedding else ("", None)
     token = foreign.token.strip() or ("" if named == _NAMELESS else named)
     if not token:
         raise UserError("what is the subject called in prompts? say --token sks, or the word it was trained with")
-    if embedding and rows is not None:
-        _check_embedding(embedding, token, rows, tuned)
+    rows = _fitting(embedding, token, keyed, tuned) if embedding and keyed else None
 
-    def load(strength: float) -> StableDiffusionPipeline:
+    def load(strength: float) -> DiffusionPipeline:
         assert strength == 1
         loaded = assemble(tuned, embedding=None if rows is None else {token: rows})
         if lora is not None:
@@ -189,22 +186,25 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
     )
 
 
-def _check_embedding(file: Path, token: str, rows: Tensor, base: Base) -> None:
-    """As `load_textual_inversion` will, but before anything is drawn."""
-    width = base.outline("text_encoder").get_input_embeddings().weight.shape[1]
-    if rows.shape[1] != width:
-        raise UserError(
-            f"the embedding {file} is {rows.shape[1]} wide, and the text encoder of {base.source} {width}; give the "
-            "base it was trained on"
-        )
-    if token in base.tokenizer.get_vocab():
+def _fitting(file: Path, token: str, keyed: Keyed, base: Base) -> Rows:
+    """The rows of an embedding, checked as they will be when they are loaded, but before anything is drawn."""
+    widths = {name: base.outline(name).get_input_embeddings().weight.shape[1] for name in base.family.text}
+    rows = rows_by_encoder(file, keyed, base.family)
+    for name, width in widths.items():
+        if rows[name].shape[1] != width:
+            raise UserError(
+                f"the embedding {file} is {rows[name].shape[1]} wide, and the text encoder of {base.source} {width}; "
+                "give the base it was trained on"
+            )
+    if any(token in tokenizer.get_vocab() for tokenizer in base.tokenizers.values()):
         raise UserError(
             f"the vocabulary of {base.source} has a token {token!r} already; give the embedding another name in "
             f"prompts, such as --token '<{token}>'"
         )
+    return rows
 
 
-def _load_lora(pipeline: StableDiffusionPipeline, file: Path) -> None:
+def _load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
     try:
         with quiet():
             # It logs as an error, over many lines, what it then raises.
@@ -268,7 +268,7 @@ def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_
         "seconds": seconds,
         "train_seconds": round(sum(s for name, s in seconds.items() if name not in _NOT_TRAINING) + shared, 3),
         "peak_memory_bytes": facts.get("peak_memory_bytes"),
-        "result_bytes": sum(_bytes_of(folder.path / name) for name in _RESULT_FOLDERS),
+        "result_bytes": sum(_bytes_of(folder.path / name) for name in result_folders()),
         "device": facts.get("device"),
         "versions": facts.get("versions", {}),
     }
@@ -276,7 +276,7 @@ def _run_facts(folder: RunFolder, recipe: Recipe, photos: Sequence[Photo], held_
 
 def _contents(folder: Path) -> list[str]:
     """Names and digests of what a run has left: one trained anew, on other photos, has files of the same sizes."""
-    files = (path for name in _RESULT_FOLDERS for path in sorted((folder / name).rglob("*")) if path.is_file())
+    files = (path for name in result_folders() for path in sorted((folder / name).rglob("*")) if path.is_file())
     return [f"{path.relative_to(folder).as_posix()} {_digest(path)}" for path in files]
 
 

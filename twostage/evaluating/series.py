@@ -20,7 +20,7 @@ from twostage.recipe_evaluation import Evaluation
 from twostage.writing import whole_file
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from torch import nn
 
 # Denoised together. The bounds of batches are fixed, so that a picture has the same bits whenever it is drawn.
@@ -83,11 +83,11 @@ class Drawer:
         untouched: for that pipeline, the base's U-Net, where pictures are guided by it.
     """
 
-    load: Callable[[], StableDiffusionPipeline]
+    load: Callable[[], DiffusionPipeline]
     options: Sample
     side: int
     whose: str
-    untouched: Callable[[StableDiffusionPipeline], nn.Module] | None = None
+    untouched: Callable[[DiffusionPipeline], nn.Module] | None = None
 
     def pictures(
         self, series: Series, phrase: str, plain: str, files: Sequence[Path], display: Display

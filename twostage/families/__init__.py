@@ -1,16 +1,8 @@
 """Model families, one file each: how a pretrained pipeline is loaded, asked and put together again.
 
-A family is a module of this folder, found by its file name, that defines
-
-    PIPELINE                 `_class_name` in the `model_index.json` of the folders it reads
-    COMPONENTS, MODELS       sub-folders it needs, and those of them that hold weights
-    load(folder, name)       one component, float32, in eval mode
-    outline(folder, name)    its modules without weights
-    resolution(folder)       side of the pictures the base was trained on, in pixels, and the VAE's reduction
-    encode_images            pixels -> mean and standard deviation of the scaled latents
-    encode_text              prompts -> prompt states
-    predict                  noisy latents, timesteps, prompt states -> the U-Net's output
-    build_pipeline           the stock pipeline that draws pictures
+A family is a module of this folder, found by its file name, or of another package, found by an entry point of the group
+`twostage.families`; in either FAMILY is an instance of `twostage.family.Family`. A base is of the family that reads the
+pipeline class in its `model_index.json`.
 """
 
 from __future__ import annotations
@@ -22,23 +14,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from diffusers import DDPMScheduler, DiffusionPipeline
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+import torch
 
+from twostage.base_folder import check_weights, find_folder, is_variant, refuse_code
 from twostage.errors import UserError
+from twostage.family import Family, NoiseScheduler
+from twostage.family_parts import Text
 from twostage.loading import loading
-from twostage.pocket import pocket_folder
-from twostage.quiet import quiet
+from twostage.prompt_states import PromptStates
 from twostage.reading import read_json
-from twostage.weights import PICKLES, check_folder, pipeline_conversion, refuse_archive
+from twostage.weights import PICKLES, check_folder, pipeline_conversion
 
-# Libraries that a pipeline's parts come from; the last is diffusers' own name for a module of it.
-_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 # Side of the largest tile that a VAE works on, in pixels.
 _TILE = 512
 
@@ -53,7 +43,7 @@ class Base:
     Attributes:
         source: what the user named: 'pocket', a folder or a hub id.
         folder: where its files are.
-        family: the module of this package that reads it.
+        family: that reads it.
         resolution: side of the pictures it was trained on, in pixels.
         reduction: pixels of a latent's side.
         vae_in_tiles: whether its VAE is to work so; see `work_in_tiles`.
@@ -61,7 +51,7 @@ class Base:
 
     source: str
     folder: Path
-    family: ModuleType
+    family: Family
     resolution: int
     reduction: int
     vae_in_tiles: bool = False
@@ -73,7 +63,16 @@ class Base:
         for name in names:
             self._loaded.pop(name, None)
 
-    def _component(self, name: str) -> Any:
+    def release_autoencoder(self) -> None:
+        """Forget the VAE, where there is one."""
+        self.release(*filter(None, [self.family.autoencoder]))
+
+    def release_text(self) -> None:
+        """Forget all that reads prompts."""
+        self.release(*self.family.text, *self.family.tokenizers)
+
+    def component(self, name: str) -> Any:
+        """One of the family's components, loaded when it is first asked for."""
         if name not in self._loaded:
             self._loaded[name] = load_part(self.family, self.folder, name)
         return self._loaded[name]
@@ -85,32 +84,89 @@ class Base:
             return self.family.outline(self.folder, name)
 
     @property
+    def text(self) -> Text:
+        """All that reads prompts."""
+        parts = self.family.text
+        encoders = {name: self.component(name) for name in parts}
+        return Text(self.tokenizers, encoders, self.settings)
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """By the component's name of the text encoder that each is for."""
+        return {name: self.component(part.tokenizer) for name, part in self.family.text.items()}
+
+    @property
     def tokenizer(self) -> Any:
-        return self._component("tokenizer")
+        """Of the first text encoder."""
+        return self.component(self.family.tokenizers[0])
 
     @property
     def text_encoder(self) -> Any:
-        return self._component("text_encoder")
+        """The first one."""
+        return self.component(next(iter(self.family.text)))
 
     @property
     def vae(self) -> Any:
-        vae = self._component("vae")
+        """What makes latents of pictures; None where the denoiser sees pixels."""
+        if self.family.autoencoder is None:
+            return None
+        vae = self.component(self.family.autoencoder)
         if self.vae_in_tiles:
             work_in_tiles(vae)
         return vae
 
     @property
-    def unet(self) -> Any:
-        return self._component("unet")
+    def denoiser(self) -> Any:
+        return self.component(self.family.denoiser)
 
     @cached_property
-    def noise_scheduler(self) -> DDPMScheduler:
-        """The forward process of training, with the betas and the prediction type of the folder's own scheduler."""
+    def settings(self) -> dict[str, Any]:
+        """Of the pipeline, beside its components."""
+        parts = read_json(self.folder / "model_index.json")
+        return {name: value for name, value in parts.items() if not isinstance(value, list)}
+
+    @cached_property
+    def noise_scheduler(self) -> NoiseScheduler:
+        """The forward process of training, as the folder's own scheduler has it."""
         with loading(self.folder / "scheduler"):
-            scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(
-                self.folder, subfolder="scheduler", local_files_only=True
+            return self.family.noise_scheduler(self.folder)
+
+    @cached_property
+    def channels(self) -> int:
+        """Of latents."""
+        return self.family.channels(self.outline(self.family.denoiser))
+
+    @cached_property
+    def multiple(self) -> int:
+        """Of how many pixels the sides of pictures have to be a multiple."""
+        return self.family.multiple(self.folder)
+
+    def check_side(self, side: int) -> None:
+        """Make sure that pictures can be squares of this side, in pixels.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if side % self.multiple:
+            raise UserError(f"resolution {side}: the base's {self._halving} needs a multiple of {self.multiple}")
+        if side > self.family.largest(self.folder):
+            raise UserError(
+                f"resolution {side}: the largest that {self.source} takes is {self.family.largest(self.folder)}; its "
+                f"own is {self.resolution}"
             )
-        return scheduler
+
+    @property
+    def _halving(self) -> str:
+        return "VAE" if self.multiple == self.reduction > 1 else self.family.denoiser
+
+    def encode_text(self, prompts: list[str]) -> PromptStates:
+        """States of prompts from the text encoders as they are; tokens of several vectors must have been written
+        out."""
+        return self.family.encode_text(self.text, prompts)
+
+    def text_device(self, device: torch.device) -> torch.device:
+        """Where text encoders work, if the denoiser does so on `device`."""
+        return torch.device("cpu") if self.family.text_on_host else device
 
     def pipeline(self, **components: Any) -> Any:
         """The stock pipeline, with some components in place of the base's own; None leaves one out.
@@ -119,7 +175,7 @@ class Base:
             UserError: a component's files are missing, broken or not what the family expects.
         """
         # New ones, which may be changed; and read as others are: the library would make up what their files lack.
-        for name in {"tokenizer", *self.family.MODELS} - components.keys():
+        for name in {*self.family.tokenizers, *self.family.models} - components.keys():
             components[name] = load_part(self.family, self.folder, name)
         with loading(self.folder):
             return self.family.build_pipeline(self.folder, **components)
@@ -127,7 +183,7 @@ class Base:
     @cached_property
     def content_hash(self) -> str:
         """sha256 over the names and the bytes of all files training reads, in hex."""
-        return self.hash_of(*self.family.COMPONENTS)
+        return self.hash_of(*self.family.components)
 
     def hash_of(self, *names: str) -> str:
         """sha256 over the names and the bytes of all files that these components are read from, in hex."""
@@ -163,25 +219,25 @@ def load_base(base: str) -> Base:
         UserError: no such folder or repository, no pipeline in it, one of a family that is not known, a missing
             component, a broken weights file or a pickle, or one that names code or files elsewhere.
     """
-    folder = _find_folder(base)
+    folder = find_folder(base)
     family = _family_of(folder, base)
-    for name in family.COMPONENTS:
+    for name in family.components:
         if not (folder / name).is_dir():
-            raise UserError(f"base {base!r} has no {name}/ in {folder}; a {family.PIPELINE} needs it, get it anew")
+            raise UserError(f"base {base!r} has no {name}/ in {folder}; a {family.pipeline} needs it, get it anew")
         check_folder(folder / name)
-    for name in family.MODELS:
-        weights = [path for path in (folder / name).glob("*.safetensors") if not _is_variant(path)]
+    for name in family.models:
+        weights = [path for path in (folder / name).glob("*.safetensors") if not is_variant(path)]
         if not weights:
             pickled = [path for path in (folder / name).iterdir() if path.suffix in PICKLES]
             why = pipeline_conversion(folder) if pickled else "other kinds are never read"
             raise UserError(f"base {base!r} has no safetensors weights in {folder / name}; {why}")
         for path in weights:
-            _check_weights(path)
+            check_weights(path)
     resolution, reduction = family.resolution(folder)
     return Base(base, folder, family, resolution, reduction)
 
 
-def load_part(family: ModuleType, folder: Path, name: str) -> Any:
+def load_part(family: Family, folder: Path, name: str) -> Any:
     """Read one component from its folder inside `folder`, a base or a run.
 
     Raises:
@@ -194,42 +250,37 @@ def load_part(family: ModuleType, folder: Path, name: str) -> Any:
 
 
 @cache
-def known_families() -> dict[str, ModuleType]:
-    """The families found beside this file, keyed by the pipeline class they read."""
+def known_families() -> dict[str, Family]:
+    """The families found beside this file, and those of other packages, keyed by the pipeline class they read.
+
+    Raises:
+        UserError: another package's cannot be imported, or is none, or reads what is read already.
+    """
     modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return {module.PIPELINE: module for module in modules}
-
-
-def _find_folder(base: str) -> Path:
-    if base == "pocket":
-        return pocket_folder()
-    # os.path's answer is False where Path's is a PermissionError.
-    path = os.path.expanduser(base)
-    if os.path.isdir(path):
-        return Path(path)
-    if os.path.exists(path):
-        refuse_archive(path, "the folder in it")
-        if Path(path).suffix in PICKLES:
-            raise UserError(f"base {base!r} is a pickle: {pipeline_conversion(Path(path))}")
-        raise UserError(f"base {base!r} is a file; give the folder of a diffusers pipeline, a hub id, or 'pocket'")
-    if base.count("/") != 1 or base.startswith((".", "/", "~")):
-        raise UserError(f"base {base!r} is no folder here; give that of a diffusers pipeline, a hub id, or 'pocket'")
-    return _download(base)
-
-
-def _download(hub_id: str) -> Path:
-    unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    with quiet():
+    families = {module.FAMILY.pipeline: module.FAMILY for module in modules}
+    for entry in entry_points(group="twostage.families"):
+        origin = f"the family {entry.name!r} of {entry.value}"
         try:
-            return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **unused))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            raise UserError(
-                f"base {hub_id!r} is no folder here, and the Hugging Face hub did not deliver it "
-                f"({type(error).__name__}): check the name and the connection, or give a folder"
-            ) from error
+            family = entry.load().FAMILY
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{origin} cannot be used ({error}); mend or uninstall the package it is of") from error
+        if not isinstance(family, Family) or families.setdefault(family.pipeline, family) is not family:
+            raise UserError(f"{origin} is none, or reads what is read already; mend or uninstall the package it is of")
+    return families
 
 
-def _family_of(folder: Path, base: str) -> ModuleType:
+def trained_components() -> list[str]:
+    """Components that a run of any family can train and keep."""
+    families = known_families().values()
+    return list(dict.fromkeys(name for family in families for name in (family.denoiser, *family.text)))
+
+
+def family_of(pipeline: Any) -> Family:
+    """The family of a stock pipeline that has been loaded."""
+    return known_families()[type(pipeline).__name__]
+
+
+def _family_of(folder: Path, base: str) -> Family:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"base {base!r} is no diffusers pipeline: there is no {index}")
@@ -241,21 +292,8 @@ def _family_of(folder: Path, base: str) -> ModuleType:
     families = known_families()
     if not isinstance(name, str) or name not in families:
         raise UserError(f"base {base!r} is a {name}, which is not known; known are: {', '.join(sorted(families))}")
-    _refuse_code(parts, index)
+    refuse_code(parts, index)
     return families[name]
-
-
-def _refuse_code(parts: dict[str, Any], index: Path) -> None:
-    """Beside their own classes, libraries would take those of files that lie there."""
-    for part, origin in parts.items():
-        known = [None, None] if part.startswith("_") or not isinstance(origin, list) else origin
-        wrong = len(known) != 2 or known[0] not in _LIBRARIES
-        # It alone is made by the name that stands there; the others are made by the family.
-        if wrong or part == "scheduler" and not (known[0] == "diffusers" and str(known[1]).endswith("Scheduler")):
-            raise UserError(
-                f"{index} has {part} = {str(origin)[:80]}, which is no part of diffusers or transformers, and no code "
-                "that comes with weights is run; use a base without"
-            )
 
 
 def _files(folder: Path, components: Iterable[str]) -> list[Path]:
@@ -264,18 +302,5 @@ def _files(folder: Path, components: Iterable[str]) -> list[Path]:
         path
         for name in components
         for path in (folder / name).glob("*")
-        if path.suffix in wanted and not _is_variant(path)
+        if path.suffix in wanted and not is_variant(path)
     )
-
-
-def _is_variant(path: Path) -> bool:
-    """diffusers keeps half-precision copies beside the weights, as `model.fp16.safetensors`; they are not read."""
-    return path.suffix == ".safetensors" and "." in path.stem
-
-
-def _check_weights(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the weights {path} are broken ({error}); get the base anew") from error

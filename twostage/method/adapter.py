@@ -41,6 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twostage.errors import UserError
+from twostage.family import Family
 from twostage.loading import loading
 from twostage.method.seeding import seeded
 from twostage.quiet import quiet
@@ -53,9 +54,8 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 PRESETS = {
     "attention": _ATTENTION,
     "attention+ff": (*_ATTENTION, "ff.net.0.proj", "ff.net.2"),
-    "all": ("down_blocks.*", "mid_block.*", "up_blocks.*"),
+    "all": ("down_blocks.*", "mid_block.*", "up_blocks.*", "transformer_blocks.*"),
 }
-_TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KINDS = {"LORA": LoraConfig, "LOHA": LoHaConfig, "LOKR": LoKrConfig, "OFT": OFTConfig, "BOFT": BOFTConfig}
@@ -67,9 +67,9 @@ _OURS = {"peft_type", "peft_version", "base_model_name_or_path", "target_modules
 _ROTATIONS = ("oft", "boft")
 
 
-def target_modules(component: str, options: Adapter) -> Sequence[str]:
-    """What `find_targets` is to look for in a component, "unet" or "text_encoder"."""
-    return options.target_modules if component == "unet" else _TEXT_ENCODER
+def target_modules(family: Family, component: str, options: Adapter) -> Sequence[str]:
+    """What `find_targets` is to look for in a component, denoiser or text encoder."""
+    return family.text[component].adapted if component in family.text else options.target_modules
 
 
 def find_targets(net: nn.Module, kind: str, wanted: Sequence[str]) -> list[str]:

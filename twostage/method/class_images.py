@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from twostage.family_parts import Shown
 from twostage.method.class_samples import ClassSamples, Making, address, torch_seed
 from twostage.method.examples import PRIOR, Examples, Posterior
 from twostage.method.latents import encode_picture
 from twostage.method.sampling import assemble, draw
 from twostage.recipe import Sample
+from twostage.subject.buckets import corner_of
 from twostage.subject.photos import Photo, load_photo
 
 # Beside the streams of prior samples in training.
@@ -56,10 +58,10 @@ def prepare_images(making: Making, own: list[Photo]) -> ClassSamples:
     def prompt(index: int, rng: np.random.Generator) -> str:
         return prompts[index]
 
-    levels = base.noise_scheduler.config.num_train_timesteps
     repeats = tuple(picture.repeats for picture in pictures)
-    examples = Examples(_encode(making, pictures), prompt, levels, making.seed, PRIOR, repeats)
-    base.release("vae")
+    views, scheduler = _encode(making, pictures), base.noise_scheduler
+    examples = Examples(views, prompt, scheduler, making.seed, PRIOR, repeats, base.family)
+    base.release_autoencoder()
     return ClassSamples(list(dict.fromkeys(prompts)), examples.batch)
 
 
@@ -76,8 +78,8 @@ def _whole(path: Path, side: int) -> bool:
 def _draw(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[int, bytes]]:
     base, options = making.base, making.options
     device = making.accelerator.device
-    unet = making.unet.to(device)
-    pipeline = assemble(base, tokenizer=base.tokenizer, text_encoder=base.text_encoder, unet=unet, vae=base.vae)
+    making.denoiser.to(device)
+    pipeline = assemble(base, **{name: base.component(name) for name in (*base.family.tokenizers, *base.family.models)})
     how = Sample(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
     for together in batches:
         seeds = [torch_seed(address(_DRAWING, making.seed, index)) for index in together]
@@ -106,5 +108,10 @@ def _encode(making: Making, pictures: Sequence[Photo]) -> tuple[Posterior, ...]:
                 posteriors.append(encode_picture(base, pixels, making.accelerator.device))
                 update(len(views) * len(pictures) + len(posteriors))
             mean, std = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
-            views.append(Posterior(mean, std))
+            size = (making.side,) * 2
+            shown = [
+                Shown(own, picture.size, size, corner_of(picture.size, size, data.fit))
+                for own, picture in zip(mean, pictures, strict=True)
+            ]
+            views.append(Posterior(mean, std, shown=shown))
     return tuple(views)

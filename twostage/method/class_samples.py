@@ -64,14 +64,14 @@ class Making:
         return self.data.resolution or self.base.resolution
 
     @property
-    def unet(self) -> Any:
-        """The base's U-Net in the number format that it computes in; whoever wants it as it was reads it anew."""
-        unet = self.base.unet
+    def denoiser(self) -> Any:
+        """The base's denoiser in the number format that it computes in; whoever wants it as it was reads it anew."""
+        denoiser = self.base.denoiser
         dtype = number_format(self.accelerator.mixed_precision)
-        if unet.dtype != dtype:
+        if denoiser.dtype != dtype:
             with quiet():
-                unet.to(dtype)
-        return unet
+                denoiser.to(dtype)
+        return denoiser
 
     def shelf(self, kind: str, suffix: str, **more: int) -> Shelf:
         """Where the cache keeps what this makes. How many are asked for is no part of the key: more add to it."""

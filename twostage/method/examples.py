@@ -6,22 +6,24 @@ on the same draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.family import Family, NoiseScheduler
+from twostage.family_parts import Shown
+from twostage.flow import FlowMatching
 from twostage.method.latents import encode_picture
 from twostage.method.loss import Question, denoising_question
 from twostage.recipe import Data
-from twostage.subject.buckets import bucket_size
+from twostage.subject.buckets import bucket_size, corner_of
 from twostage.subject.captions import choose_prompt
 from twostage.subject.photos import Photo, load_mask, load_photo
 
@@ -37,7 +39,7 @@ class PriorBatch(Protocol):
     def prompts(self) -> list[str]:
         """B of them."""
 
-    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+    def question(self, noise_scheduler: NoiseScheduler) -> Question:
         """What the denoiser is asked for them."""
 
     def to(self, device: torch.device) -> PriorBatch:
@@ -54,6 +56,7 @@ class Batch:
         timesteps: (B,) int64 in [0, num_train_timesteps).
         prompts: B of them.
         weight: (B, 1, h, w) in [0, 1], how much each place counts; None where all count in full.
+        given: what else the denoiser is told of the pictures, with a batch axis; see `Family.picture_conditions`.
         prior: B prior samples, where there is a prior.
         address: what nets draw by themselves for these samples, such as dropout, is drawn from.
     """
@@ -63,6 +66,7 @@ class Batch:
     timesteps: Tensor
     prompts: list[str]
     weight: Tensor | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
     prior: PriorBatch | None = None
     address: tuple[int, ...] = ()
 
@@ -73,12 +77,13 @@ class Batch:
             noise=self.noise.to(device),
             timesteps=self.timesteps.to(device),
             weight=None if self.weight is None else self.weight.to(device),
+            given={name: tensor.to(device) for name, tensor in self.given.items()},
             prior=self.prior and self.prior.to(device),
         )
 
-    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+    def question(self, noise_scheduler: NoiseScheduler) -> Question:
         asked = denoising_question(noise_scheduler, self.latents, self.noise, self.timesteps)
-        return replace(asked, weight=self.weight)
+        return replace(asked, weight=self.weight, given=self.given)
 
 
 class Source(Protocol):
@@ -95,11 +100,14 @@ class Posterior:
     Attributes:
         mean, std: for each photo (C, h, w), scaled.
         weight: for each photo (1, h, w) in [0, 1], how much each place counts; None where all count in full.
+        shown: each photo, as its family is asked what it tells the denoiser of it; may be left out where it tells
+            nothing.
     """
 
     mean: Tensor | Sequence[Tensor]
     std: Tensor | Sequence[Tensor]
     weight: Sequence[Tensor] | None = None
+    shown: Sequence[Shown] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,20 @@ class Examples:
     Attributes:
         views: one posterior, or two where mirrored photos are to be drawn as often as upright ones.
         choose_prompt: photo's index, generator -> prompt.
-        num_train_timesteps: noise levels of the base.
+        noise_scheduler: of the base; or how many noise levels it has, all of which come equally often.
         seed: of the run.
+        family: of the base; may be left out where its denoiser is told of noisy latents and prompts alone.
         stream: 0, or PRIOR for draws that have nothing to do with those.
         repeats: for each photo, how often it is shown in a round; all once when empty.
     """
 
     views: tuple[Posterior, ...]
     choose_prompt: Callable[[int, np.random.Generator], str]
-    num_train_timesteps: int
+    noise_scheduler: NoiseScheduler | int
     seed: int
     stream: int = 0
     repeats: tuple[int, ...] = ()
+    family: Family | None = None
 
     def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
         """Rows of one optimizer step. All of them are of one bucket, which comes up as often as it has photos.
@@ -133,13 +143,14 @@ class Examples:
         """
         bucket, before = self._bucket(stage, step)
         samples = [self._sample(stage, step, row, bucket, before * rows_per_step + row) for row in rows]
-        latents, noise, timesteps, prompts, weights = zip(*samples, strict=True)
+        latents, noise, timesteps, prompts, weights, given = zip(*samples, strict=True)
         return Batch(
             torch.stack(latents),
             torch.stack(noise),
             torch.tensor(timesteps),
             list(prompts),
             None if self.views[0].weight is None else torch.stack(weights),
+            {name: torch.stack([own[name] for own in given]) for name in given[0]},
             address=(self.seed, stage, step, rows.start),
         )
 
@@ -169,11 +180,11 @@ class Examples:
 
     def _sample(
         self, stage: int, step: int, row: int, bucket: int, sample: int
-    ) -> tuple[Tensor, Tensor, int, str, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, int, str, Tensor | None, dict[str, Tensor]]:
         choices = np.random.default_rng([self.stream + _CHOICES, self.seed, stage, step, row])
         photos = self._buckets[bucket]
         photo = photos[in_turn(self.stream, self.seed, stage, sample, len(photos), bucket)]
-        timestep = int(choices.integers(self.num_train_timesteps))
+        timestep = draw_level(self.noise_scheduler, choices)
         view = self.views[choices.integers(len(self.views))]
         prompt = self.choose_prompt(photo, choices)
 
@@ -183,7 +194,16 @@ class Examples:
         mean, std = view.mean[photo], view.std[photo]
         latents = mean + std * torch.randn(mean.shape, generator=gaussians)
         noise = torch.randn(mean.shape, generator=gaussians)
-        return latents, noise, timestep, prompt, None if view.weight is None else view.weight[photo]
+        given = self.family.picture_conditions(view.shown[photo], gaussians) if self.family and view.shown else {}
+        return latents, noise, timestep, prompt, None if view.weight is None else view.weight[photo], given
+
+
+def draw_level(noise_scheduler: NoiseScheduler | int, rng: np.random.Generator) -> int:
+    """The noise level of a sample, in [0, num_train_timesteps)."""
+    if isinstance(noise_scheduler, FlowMatching):
+        return noise_scheduler.draw_level(rng)
+    levels = noise_scheduler if isinstance(noise_scheduler, int) else noise_scheduler.config.num_train_timesteps
+    return int(rng.integers(levels))
 
 
 def together(parts: Sequence[Examples]) -> Examples:
@@ -201,7 +221,8 @@ def together(parts: Sequence[Examples]) -> Examples:
         means = [mean for view in same for mean in view.mean]
         stds = [std for view in same for std in view.std]
         weights = [weight for view in same for weight in view.weight or [torch.ones_like(m[:1]) for m in view.mean]]
-        views.append(Posterior(means, stds, weights if masked else None))
+        shown = [one for view in same for one in view.shown or []]
+        views.append(Posterior(means, stds, weights if masked else None, shown or None))
 
     def prompt(index: int, rng: np.random.Generator) -> str:
         part, photo = owners[index]
@@ -227,18 +248,17 @@ def encode_photos(
     """What the VAE makes of each photo, and of its mirror image where flips are wanted.
 
     Raises:
-        UserError: a photo or mask cannot be read, a mask leaves nothing to learn, or the VAE cannot halve
-            `data.resolution` as often as it has to.
+        UserError: a photo or mask cannot be read, a mask leaves nothing to learn, or `data.resolution` is none that
+            the base takes.
     """
     side = data.resolution or base.resolution
-    if side % base.reduction:
-        raise UserError(f"resolution {side}: the base's VAE needs a multiple of {base.reduction}")
+    base.check_side(side)
     masked = any(photo.mask for photo in photos)
     views: list[Posterior] = []
     for mirrored in (False, True) if data.flip else (False,):
-        means, stds, weights = [], [], []
+        means, stds, weights, shown = [], [], [], []
         for photo in photos:
-            size = bucket_size(photo.size, side, base.reduction) if data.fit == "bucket" else (side, side)
+            size = bucket_size(photo.size, side, base.multiple) if data.fit == "bucket" else (side, side)
             pixels, weight = load_photo(photo, size, data.fit), _weight(photo, data, size, base.reduction)
             if mirrored:
                 pixels, weight = pixels.flip(-1), weight.flip(-1)
@@ -246,13 +266,14 @@ def encode_photos(
             means.append(mean)
             stds.append(std)
             weights.append(weight)
-        views.append(Posterior(means, stds, weights if masked else None))
+            shown.append(Shown(mean, photo.size, size, corner_of(photo.size, size, data.fit)))
+        views.append(Posterior(means, stds, weights if masked else None, shown))
 
     def prompt(index: int, rng: np.random.Generator) -> str:
         return choose_prompt(photos[index], data, phrase, rng)
 
     repeats = tuple(photo.repeats for photo in photos)
-    return Examples(tuple(views), prompt, base.noise_scheduler.config.num_train_timesteps, seed, repeats=repeats)
+    return Examples(tuple(views), prompt, base.noise_scheduler, seed, repeats=repeats, family=base.family)
 
 
 def _weight(photo: Photo, data: Data, size: tuple[int, int], reduction: int) -> Tensor:

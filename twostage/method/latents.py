@@ -40,7 +40,10 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
     Raises:
         UserError: they are not finite; none such is kept.
     """
-    shelf = Shelf("latents", ".safetensors", _facts(base, device))
+    if base.family.autoencoder is None:  # Nothing that would be worth keeping.
+        mean, std = base.family.encode_images(None, pixels.unsqueeze(0))
+        return mean[0], std[0]
+    shelf = Shelf("latents", ".safetensors", _facts(base, base.family.autoencoder, device))
     key = hash_tensors(pixels)
     latents = _read(shelf.file(key))
     if latents is None:
@@ -57,14 +60,14 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
     return latents["mean"], latents["std"]
 
 
-def _facts(base: Base, device: torch.device) -> dict[str, str]:
+def _facts(base: Base, autoencoder: str, device: torch.device) -> dict[str, str]:
     """What the VAE's answers depend on to the last bit, but for the picture."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
         where = f"{device.type}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return {
-        "vae": base.hash_of("vae") + (", in tiles" if base.vae_in_tiles else ""),
+        "vae": base.hash_of(autoencoder) + (", in tiles" if base.vae_in_tiles else ""),
         "device": where,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -20,7 +20,8 @@ from twostage.method.examples import PRIOR, Examples, in_turn
 from twostage.method.loss import Question
 from twostage.method.precision import predict_as_kept
 from twostage.method.predictions import PredictedBatch
-from twostage.method.sampling import visiting
+from twostage.method.sampling import encode_visiting
+from twostage.prompt_states import joined
 from twostage.quiet import quiet
 
 # Beside the streams of other draws of prior samples.
@@ -52,7 +53,8 @@ def prepare_photo_predictions(making: Making, examples: Examples, prompts: Seque
         turns = [in_turn(_TURNS, making.seed, stage, before * rows_per_step + row, len(samples), group) for row in rows]
         asked = [samples[turn][0] for turn in turns]
         noisy, timesteps, target = (torch.cat(parts) for parts in zip(*map(_parts, asked), strict=True))
-        return PredictedBatch(Question(noisy, timesteps, target), [samples[turn][1] for turn in turns])
+        given = {name: torch.cat([one.given[name] for one in asked]) for name in asked[0].given}
+        return PredictedBatch(Question(noisy, timesteps, target, None, given), [samples[turn][1] for turn in turns])
 
     return ClassSamples(told, batch)
 
@@ -65,11 +67,10 @@ def _parts(asked: Question) -> tuple[Tensor, Tensor, Tensor]:
 def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> dict[torch.Size, list[tuple[Question, str]]]:
     """Samples of each shape that latents come in: a noised photo, the base's prediction as its target, the prompt."""
     base, device, count = making.base, making.accelerator.device, making.options.num_class_images
-    with visiting(base.text_encoder, device):
-        encoded = base.family.encode_text(base.tokenizer, base.text_encoder, list(prompts))
-    states = dict(zip(prompts, encoded, strict=True))
+    encoded = encode_visiting(base, list(prompts), device)
+    states = dict(zip(prompts, encoded.split(), strict=True))
     with quiet():
-        unet = making.unet.to(device)
+        denoiser = making.denoiser.to(device)
     shapes: dict[torch.Size, list[tuple[Question, str]]] = {}
     with making.display.progress("class predictions", count) as update:
         for indices in in_batches(range(count), making.options.sample_batch_size):
@@ -79,9 +80,10 @@ def _ask(making: Making, noised: Examples, prompts: Sequence[str]) -> dict[torch
                 asked = [replace(batch, weight=None).question(base.noise_scheduler) for batch in alike]
                 noisy = torch.cat([one.noisy for one in asked]).to(device)
                 timesteps = torch.cat([one.timesteps for one in asked]).to(device)
-                told = torch.stack([states[batch.prompts[0]] for batch in alike])
+                given = {name: torch.cat([one.given[name] for one in asked]).to(device) for name in asked[0].given}
+                told = joined(states[batch.prompts[0]] for batch in alike)
                 with making.accelerator.autocast():
-                    answers = predict_as_kept(base.family, unet, noisy, timesteps, states=told).float().cpu()
+                    answers = predict_as_kept(base.family, denoiser, noisy, timesteps, given, told).float().cpu()
                 for batch, one, answer in zip(alike, asked, answers.split(1), strict=True):
                     shapes.setdefault(shape, []).append((replace(one, target=answer), batch.prompts[0]))
             update(indices[-1] + 1)

@@ -13,17 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMParallelScheduler, DDPMScheduler
+from diffusers import DDIMParallelScheduler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from twostage.errors import UserError
+from twostage.family import NoiseScheduler
+from twostage.family_parts import Shown
+from twostage.flow import FlowMatching
 from twostage.method.class_samples import ClassSamples, Making, address, torch_seed
 from twostage.method.examples import PRIOR, in_turn
 from twostage.method.latents import hash_tensors
 from twostage.method.loss import Question
-from twostage.method.sampling import visiting
+from twostage.method.sampling import encode_visiting
+from twostage.prompt_states import PromptStates
 from twostage.quiet import quiet
 
 # Beside the streams of prior samples in training.
@@ -44,16 +48,13 @@ class PredictedBatch:
     asked: Question
     prompts: list[str]
 
-    def question(self, noise_scheduler: DDPMScheduler) -> Question:
+    def question(self, noise_scheduler: NoiseScheduler) -> Question:
         """What the base was asked, and answered."""
         return self.asked
 
     def to(self, device: torch.device) -> PredictedBatch:
         """The same on a device."""
-        asked = self.asked
-        return replace(
-            self, asked=Question(asked.noisy.to(device), asked.timesteps.to(device), asked.target.to(device))
-        )
+        return replace(self, asked=self.asked.to(device))
 
 
 def prepare_predictions(making: Making) -> ClassSamples:
@@ -67,7 +68,7 @@ def prepare_predictions(making: Making) -> ClassSamples:
     Raises:
         UserError: the cache cannot be written.
     """
-    options, seed = making.options, making.seed
+    options, seed, square = making.options, making.seed, _given(making)
     paths, states = options.num_class_images, options.states_per_path
     shelf = making.shelf("predictions", ".safetensors", states_per_path=states)
     making.fill(
@@ -80,7 +81,9 @@ def prepare_predictions(making: Making) -> ClassSamples:
         shown = [in_turn(PRIOR, seed, stage, step * rows_per_step + row, paths * states) for row in rows]
         read = [_read(shelf.file(one // states), one % states) for one in shown]
         noisy, timesteps, predictions = (torch.stack(parts) for parts in zip(*read, strict=True))
-        return PredictedBatch(Question(noisy.float(), timesteps, predictions.float()), [making.prompt] * len(rows))
+        given = {name: tensor.expand(len(rows), *tensor.shape[1:]) for name, tensor in square.items()}
+        asked = Question(noisy.float(), timesteps, predictions.float(), None, given)
+        return PredictedBatch(asked, [making.prompt] * len(rows))
 
     return ClassSamples([making.prompt], batch)
 
@@ -108,10 +111,9 @@ def _read(path: Path, state: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def _compute(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[int, bytes]]:
     base, device = making.base, making.accelerator.device
-    with visiting(base.text_encoder, device):
-        states = base.family.encode_text(base.tokenizer, base.text_encoder, ["", making.prompt])
+    states = encode_visiting(base, [making.prompt], device, with_nothing=True)
     with quiet():
-        making.unet.to(device)
+        making.denoiser.to(device)
     for together in batches:
         with making.accelerator.autocast():
             paths = _walk(making, together, states)
@@ -121,15 +123,60 @@ def _compute(making: Making, batches: Sequence[Sequence[int]]) -> Iterator[dict[
         }
 
 
-def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[str, Tensor]]:
-    """Paths from noise to picture, DDIM's (arXiv 2010.02502) through the base's own noise levels.
+def _given(making: Making) -> dict[str, Tensor]:
+    """What the denoiser is told of a picture that is a square from the start, one row."""
+    side, family = making.side, making.base.family
+    shown = Shown(torch.zeros(_shape(making)), (side, side), (side, side))
+    given = family.picture_conditions(shown, torch.Generator().manual_seed(0))
+    return {name: tensor.unsqueeze(0) for name, tensor in given.items()}
+
+
+def _shape(making: Making) -> tuple[int, int, int]:
+    base = making.base
+    side = making.side // base.reduction
+    return base.channels, side, side
+
+
+class _Way:
+    """From noise to picture through the base's own noise levels: DDIM's (arXiv 2010.02502), or a flow's by Euler.
+
+    Args:
+        scheduler: of the base.
+        steps: of the way.
+    """
+
+    def __init__(self, scheduler: NoiseScheduler, steps: int) -> None:
+        self._stride = scheduler.config.num_train_timesteps // steps
+        self._flow = scheduler if isinstance(scheduler, FlowMatching) else None
+        if not isinstance(scheduler, FlowMatching):
+            self._ddim = DDIMParallelScheduler.from_config(
+                scheduler.config, clip_sample=False, thresholding=False, set_alpha_to_one=True
+            )
+            self._ddim.set_timesteps(steps)
+
+    def told(self, levels: Tensor) -> Tensor:
+        """What the denoiser is told of levels."""
+        return self._flow.told(levels) if self._flow else levels
+
+    def step(self, output: Tensor, levels: Tensor, latents: Tensor) -> Tensor:
+        """Latents a stride nearer to the picture."""
+        if self._flow is None:
+            stepped: Tensor = self._ddim.batch_step_no_noise(output, levels, latents)
+            return stepped
+        told, below = self._flow.told, levels - self._stride
+        nearer = torch.where(below < 0, 0.0, told(below.clamp_min(0)))
+        return latents + self._flow.level_of(nearer - told(levels)) * output
+
+
+def _walk(making: Making, indices: Sequence[int], states: PromptStates) -> list[dict[str, Tensor]]:
+    """Paths from noise to picture.
 
     Each begins at another level close to the highest, so that together they pass every level.
 
     Args:
         making: what they depend on.
         indices: of the paths, B of them.
-        states: of the empty prompt and of the class prompt, (2, tokens, D).
+        states: of nothing and of the class prompt.
 
     Returns:
         For each path: noisy (S, C, h, w) and predictions (S, C, h, w) of the class prompt, float16; timesteps (S,).
@@ -137,12 +184,7 @@ def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[s
     base, options = making.base, making.options
     steps, device = options.num_inference_steps, states.device
     levels = base.noise_scheduler.config.num_train_timesteps
-    scheduler = DDIMParallelScheduler.from_config(
-        base.noise_scheduler.config, clip_sample=False, thresholding=False, set_alpha_to_one=True
-    )
-    scheduler.set_timesteps(steps)
-    stride = levels // steps
-    shape = (base.unet.config.in_channels,) + (making.side // base.reduction,) * 2
+    way, stride, shape = _Way(base.noise_scheduler, steps), levels // steps, _shape(making)
     starts, kept, noisy = [], [], []
     for index in indices:
         draws = np.random.default_rng(address(_WALKING, making.seed, index))
@@ -152,16 +194,19 @@ def _walk(making: Making, indices: Sequence[int], states: Tensor) -> list[dict[s
         noise = torch.Generator().manual_seed(torch_seed(address(_WALKING, making.seed, index)))
         noisy.append(torch.randn(shape, generator=noise))
     latents, rows = torch.stack(noisy).to(device), len(indices)
-    prompts = torch.cat([states[:1].expand(rows, -1, -1), states[1:].expand(rows, -1, -1)])
+    prompts = states.rows([0] * rows + [1] * rows)
+    given = {name: tensor.to(device).expand(2 * rows, *tensor.shape[1:]) for name, tensor in _given(making).items()}
     paths: list[list[tuple[Tensor, ...]]] = [[] for _ in indices]
     for step in range(steps):
-        timesteps = torch.tensor(starts, device=device) - step * stride
-        output = base.family.predict(base.unet, torch.cat([latents] * 2), torch.cat([timesteps] * 2), prompts)
+        reached = torch.tensor(starts, device=device) - step * stride
+        timesteps = way.told(reached)
+        twice = (torch.cat([latents] * 2), torch.cat([timesteps] * 2))
+        output = base.family.predict(base.denoiser, *twice, prompts, given)
         without, prediction = output.float().chunk(2)
         for row in (row for row in range(rows) if step in kept[row]):
             paths[row].append((latents[row].half().cpu(), timesteps[row].cpu(), prediction[row].half().cpu()))
         guided = without + options.guidance_scale * (prediction - without)
-        latents = scheduler.batch_step_no_noise(guided, timesteps, latents)
+        latents = way.step(guided, reached, latents)
     return [
         {part: torch.stack(tensors) for part, tensors in zip(_PARTS, zip(*path, strict=True), strict=True)}
         for path in paths

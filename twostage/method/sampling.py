@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,39 +11,46 @@ from PIL import Image
 from torch import Tensor, nn
 
 from twostage.errors import UserError
-from twostage.families import Base, load_part, work_in_tiles
+from twostage.families import Base, family_of, load_part, work_in_tiles
+from twostage.family import Family
+from twostage.family_parts import Drawing, Text
 from twostage.lack import lacks_memory
 from twostage.loading import loading
 from twostage.memory.heap import give_back
 from twostage.method.guidance import Guides, guided
+from twostage.prompt_states import PromptStates, joined
 from twostage.quiet import quiet
 from twostage.recipe import Sample
+from twostage.subject.tokens import Rows, add_learned, written_out
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 # Pictures denoised together, unless someone says otherwise.
 TOGETHER = 8
-Encode = Callable[[list[str]], Tensor]
+Encode = Callable[[list[str]], PromptStates]
+# Of a denoiser's configuration, what tells it from another's.
+_KIND = ("in_channels", "cross_attention_dim", "joint_attention_dim", "encoder_hid_dim")
 # Text; or text, and the same with the class alone in the token's place.
 Prompt = str | tuple[str, str]
 
 
-def assemble(base: Base, *, embedding: dict[str, Tensor] | None = None, **components: Any) -> StableDiffusionPipeline:
+def assemble(base: Base, *, embedding: Mapping[str, Rows] | None = None, **components: Any) -> DiffusionPipeline:
     """The base's stock pipeline with tuned components and a learned token in it.
 
     Everything not given is read from the base's folder, so this works while training has dropped its copies.
 
     Args:
         base: the pretrained pipeline.
-        embedding: the tokens' names and their rows, (num_vectors, D).
-        components: in place of the base's own: unet, text_encoder ...
+        embedding: the tokens' names and their rows, (num_vectors, D) for each text encoder.
+        components: in place of the base's own: unet, text_encoder ...; a text encoder that has rows for its tokens
+            comes with its tokenizer.
     """
     pipeline = base.pipeline(**components)
     if embedding is not None:
         with loading(f"the embedding of {' and '.join(embedding)} into {base.source}", "train it anew"):
-            pipeline.load_textual_inversion([{name: rows} for name, rows in embedding.items()])
-    if base.vae_in_tiles:
+            add_learned(base.family, pipeline, embedding)
+    if base.vae_in_tiles and base.family.autoencoder:
         work_in_tiles(pipeline.vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -55,7 +62,7 @@ def check_steps(base: Base, num_inference_steps: int) -> None:
     Raises:
         UserError: it cannot; a PNDM scheduler that starts with Runge-Kutta steps, for one, needs at least four.
     """
-    scheduler = base.pipeline(**dict.fromkeys(("tokenizer", *base.family.MODELS))).scheduler
+    scheduler = base.pipeline(**dict.fromkeys((*base.family.tokenizers, *base.family.models))).scheduler
     with loading(base.folder / "scheduler"):
         try:
             scheduler.set_timesteps(num_inference_steps)
@@ -73,35 +80,75 @@ def _impossible_steps(scheduler: object, steps: int) -> UserError:
     )
 
 
-def read_unet(base: Base, pipeline: StableDiffusionPipeline) -> nn.Module:
-    """The base's own U-Net, apart from the tuned one of the pipeline, and where that is.
+def read_untouched(base: Base, pipeline: DiffusionPipeline) -> nn.Module:
+    """The base's own denoiser, apart from the tuned one of the pipeline, and where that is.
 
     Raises:
         UserError: it cannot be read, or is not the one that was tuned.
     """
-    unet = load_part(base.family, base.folder, "unet")
-    kinds = {name: (unet.config[name], pipeline.unet.config[name]) for name in ("in_channels", "cross_attention_dim")}
-    kinds["prediction_type"] = (base.noise_scheduler.config.prediction_type, pipeline.scheduler.config.prediction_type)
-    for name, (own, theirs) in kinds.items():
-        if own != theirs:
+    name = base.family.denoiser
+    own, tuned = load_part(base.family, base.folder, name), getattr(pipeline, name, None)
+    if tuned is None:
+        raise UserError(
+            f"the base {base.source} is not what was tuned: the result has no {name}; name the one that was"
+        )
+    wanted = [key for key in _KIND if key in own.config]
+    kinds = {key: (own.config[key], tuned.config.get(key)) for key in wanted}
+    theirs = pipeline.scheduler.config.get("prediction_type")
+    if theirs is not None:
+        kinds["prediction_type"] = (base.noise_scheduler.config.prediction_type, theirs)
+    for key, (one, other) in kinds.items():
+        if one != other:
             raise UserError(
-                f"the base {base.source} is not what was tuned: its {name} is {own}, of the result {theirs}; name "
+                f"the base {base.source} is not what was tuned: its {key} is {one}, of the result {other}; name "
                 "the base that was, or guide with --away-from own"
             )
-    placed: nn.Module = unet.to(pipeline.unet.device)
+    placed: nn.Module = own.to(tuned.device)
     return placed
 
 
-def reads_whole(pipeline: StableDiffusionPipeline, prompt: str) -> bool:
+def reads_whole(pipeline: DiffusionPipeline, prompt: str) -> bool:
     """Whether the text encoder reads the prompt to its end."""
-    tokenizer = pipeline.tokenizer
+    text = text_of(pipeline)
     with quiet():
-        ids = tokenizer(pipeline.maybe_convert_prompt(prompt, tokenizer)).input_ids
-    return len(ids) <= tokenizer.model_max_length
+        lengths = [
+            len(own(written_out(text, prompt)).input_ids) <= own.model_max_length for own in text.tokenizers.values()
+        ]
+    return any(lengths)  # What one of them cuts off, another may read.
+
+
+def text_of(pipeline: DiffusionPipeline) -> Text:
+    """All that reads prompts in a stock pipeline."""
+    parts = family_of(pipeline).text
+    return Text(
+        {name: getattr(pipeline, part.tokenizer) for name, part in parts.items()},
+        {name: getattr(pipeline, name) for name in parts},
+        dict(pipeline.config),
+    )
+
+
+def encode_visiting(
+    base: Base, prompts: list[str], device: torch.device, *, with_nothing: bool = False
+) -> PromptStates:
+    """States of prompts, on the device; the text encoders come there for as long as it takes, if that is their place.
+
+    Args:
+        base: whose text encoders are asked.
+        prompts: tokens of several vectors written out.
+        device: of the denoiser.
+        with_nothing: have what stands for no prompt in the first row.
+    """
+    with ExitStack() as within:
+        for encoder in base.text.encoders.values():
+            within.enter_context(visiting(encoder, base.text_device(device)))
+        states = base.encode_text(prompts)
+        if with_nothing:
+            states = joined([base.family.nothing(base.text), states])
+    return states.to(device)
 
 
 def draw(  # noqa: PLR0913  Each is another thing, and most are left out most of the time.
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     options: Sample,
@@ -124,13 +171,14 @@ def draw(  # noqa: PLR0913  Each is another thing, and most are left out most of
         options: denoising steps, and how pictures are guided.
         side: of the pictures, in pixels.
         together: pictures a batch; fewer where there is too little memory for so many.
-        device: where the U-Net is; text encoder and VAE come there for as long as they have work, one after the other,
-            if they wait on the host. The U-Net's own when not given.
-        encode: prompts, and the empty one -> their states, (len(prompts), tokens, D); then the pipeline needs neither
-            text encoder nor tokenizer.
-        untouched: the base's U-Net, where the U-Net is; without it, guidance steers away from the pipeline's own.
+        device: where the denoiser is; text encoders and VAE come there for as long as they have work, one after the
+            other, if they wait on the host. The denoiser's own when not given.
+        encode: prompts, and the empty one -> their states; then the pipeline needs neither text encoders nor
+            tokenizers.
+        untouched: the base's denoiser, where that of the pipeline is; without it, guidance steers away from the
+            pipeline's own.
     """
-    device = device or pipeline.unet.device
+    device = device or denoiser_of(pipeline).device
     pictures: list[Image.Image] = []
     while len(pictures) < len(prompts):
         batch = slice(len(pictures), len(pictures) + together)
@@ -143,7 +191,7 @@ def draw(  # noqa: PLR0913  Each is another thing, and most are left out most of
 
 
 def _draw_together(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     options: Sample,
@@ -154,22 +202,20 @@ def _draw_together(
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
     texts, plain = zip(*((prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts), strict=True)
-    by_prompts = options.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+    family, denoiser = family_of(pipeline), denoiser_of(pipeline)
+    by_prompts = options.guidance_scale > 1 and family.guides(denoiser)
     share, weak = options.class_guidance, untouched if options.away_from == "base" else None
     try:
         with quiet(), _in_eval_mode(pipeline), torch.no_grad(), ExitStack() as within:
-            states = _encode(pipeline, texts, device, by_prompts, encode)
+            states, nothing = _encode(pipeline, texts, device, by_prompts, encode)
             if by_prompts and texts != plain and (share or weak):
                 named = torch.tensor([text != other for text, other in zip(texts, plain, strict=True)])
                 kinds = _encode(pipeline, plain, device, False, encode)[0] if share else None
-                within.enter_context(guided(pipeline.unet, Guides(named, kinds, share, weak)))
-            with _without(pipeline, "text_encoder", "vae"):
-                latents = _denoise(pipeline, states, seeds, options, side)
-            with visiting(pipeline.vae, device):
-                decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-            drawn: list[Image.Image] = pipeline.image_processor.postprocess(
-                decoded, do_denormalize=[True] * len(decoded)
-            )
+                told = family.prompt_inputs(kinds) if kinds else {}
+                within.enter_context(guided(denoiser, Guides(named, told, share, weak)))
+            with _without(pipeline, *family.text, *filter(None, [family.autoencoder])):
+                latents = family.denoise(pipeline, states, nothing, _drawing(pipeline, seeds, options, side, states))
+            drawn = _decode(pipeline, family, latents, device)
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not lacks_memory(error):
             raise
@@ -177,43 +223,54 @@ def _draw_together(
     return drawn
 
 
+def denoiser_of(pipeline: DiffusionPipeline) -> Any:
+    """The denoiser of a stock pipeline."""
+    return getattr(pipeline, family_of(pipeline).denoiser)
+
+
 def _encode(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], device: torch.device, guided: bool, encode: Encode | None
-) -> tuple[Tensor, Tensor | None]:
-    """States of the prompts and, where they guide, as many of the empty one."""
+    pipeline: DiffusionPipeline, prompts: Sequence[str], device: torch.device, guided: bool, encode: Encode | None
+) -> tuple[PromptStates, PromptStates | None]:
+    """States of the prompts and, where they guide, as many of nothing."""
     if encode is None:
-        with visiting(pipeline.text_encoder, device):
-            stock: tuple[Tensor, Tensor | None] = pipeline.encode_prompt(list(prompts), device, 1, guided)
-        return stock
+        family, text = family_of(pipeline), text_of(pipeline)
+        with ExitStack() as within:
+            for encoder in text.encoders.values():
+                within.enter_context(visiting(encoder, torch.device("cpu") if family.text_on_host else device))
+            found = family.encode_text(text, [written_out(text, prompt) for prompt in prompts])
+            empty = family.nothing(text) if guided else None
+        return found.to(device), empty.to(device).repeated(len(prompts)) if empty else None
     states = encode([*prompts, ""]).to(device, torch.float32)
-    return states[:-1], states[-1:].repeat(len(prompts), 1, 1) if guided else None
+    nothing = states.rows(slice(-1, None)).repeated(len(prompts)) if guided else None
+    return states.rows(slice(-1)), nothing
 
 
-def _denoise(
-    pipeline: StableDiffusionPipeline,
-    states: tuple[Tensor, Tensor | None],
-    seeds: Sequence[int],
-    options: Sample,
-    side: int,
-) -> Tensor:
-    """Latents of a batch of pictures, scaled."""
+def _drawing(
+    pipeline: DiffusionPipeline, seeds: Sequence[int], options: Sample, side: int, states: PromptStates
+) -> Drawing:
+    """What a batch of pictures starts from, and how it goes on."""
+    family, denoiser = family_of(pipeline), denoiser_of(pipeline)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    unet, spans = pipeline.unet, side // pipeline.vae_scale_factor
-    shape = (1, unet.config.in_channels, spans, spans)
+    spans = side // getattr(pipeline, "vae_scale_factor", 1)
+    shape = (1, family.channels(denoiser), spans, spans)
     # In the text encoder's number format, as usual: without one, the pipeline would take the U-Net's.
-    noise = [torch.randn(shape, generator=generator, dtype=states[0].dtype) for generator in generators]
-    latents: Tensor = pipeline(
-        prompt_embeds=states[0],
-        negative_prompt_embeds=states[1],
-        latents=torch.cat(noise).to(unet.device),
-        generator=generators,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        height=side,
-        width=side,
-        output_type="latent",
-    ).images
-    return latents
+    dtype = states["states"].dtype
+    noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
+    return Drawing(
+        torch.cat(noise).to(denoiser.device),
+        generators,
+        options.num_inference_steps,
+        options.guidance_scale,
+        (side, side),
+    )
+
+
+def _decode(pipeline: DiffusionPipeline, family: Family, latents: Tensor, device: torch.device) -> list[Image.Image]:
+    vae = getattr(pipeline, family.autoencoder) if family.autoencoder else None
+    with nullcontext() if vae is None else visiting(vae, device):
+        decoded = family.decode(vae, latents)
+    pixels = ((decoded / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy() * 255).round().astype("uint8")
+    return [Image.fromarray(picture) for picture in pixels]
 
 
 @contextmanager
@@ -231,7 +288,7 @@ def visiting(net: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _without(pipeline: StableDiffusionPipeline, *names: str) -> Iterator[None]:
+def _without(pipeline: DiffusionPipeline, *names: str) -> Iterator[None]:
     """Within it, a pipeline lacks components, so that it does not take its device from one that is elsewhere."""
     kept = {name: getattr(pipeline, name) for name in names}
     try:
@@ -244,7 +301,7 @@ def _without(pipeline: StableDiffusionPipeline, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def _in_eval_mode(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+def _in_eval_mode(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Within it, nothing is dropped out, though the nets may be in training."""
     nets = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
     training = [module for net in nets for module in net.modules() if module.training]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
-from torch import Tensor
+from twostage.family import Family
+from twostage.family_parts import Text
+from twostage.prompt_states import PromptStates
 
 
-def encode_each_once(
-    family: ModuleType, tokenizer: Any, text_encoder: Any, prompts: list[str], expand: Callable[[str], str]
-) -> Tensor:
-    """States of prompts, (len(prompts), tokens, D), of which equal ones are encoded once.
+def encode_each_once(family: Family, text: Text, prompts: list[str], expand: Callable[[str], str]) -> PromptStates:
+    """States of prompts, of which equal ones are encoded once.
 
     Args:
-        family, tokenizer, text_encoder: of the base.
+        family, text: of the base.
         prompts: with the tokens' names in them.
         expand: writes out what stands for several vectors.
     """
     different = list(dict.fromkeys(prompts))
-    states: Tensor = family.encode_text(tokenizer, text_encoder, [expand(prompt) for prompt in different])
-    return states[[different.index(prompt) for prompt in prompts]]
+    states = family.encode_text(text, [expand(prompt) for prompt in different])
+    return states.rows([different.index(prompt) for prompt in prompts])

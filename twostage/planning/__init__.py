@@ -63,14 +63,12 @@ class Plan:
         room: beside the card.
         ladder: the rungs, the ground among them; empty where nobody asked.
         chosen: the first rung that fits; None where nobody asked, or none does.
-        trains: whether this package can train the base, or only knows its size.
     """
 
     rehearsed: Rehearsed
     room: Room
     ladder: list[Planned]
     chosen: Planned | None
-    trains: bool
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def plan(recipe: Recipe, vram: int | None = None, display: Display | None = None
                 ladder.append(Planned(standing))
             update(number)
     side = recipe.data.resolution or base.resolution
-    return Plan(rehearsed, room(recipe, rehearsed, side), ladder, chosen, base.trains)
+    return Plan(rehearsed, room(recipe, rehearsed, side), ladder, chosen)
 
 
 def card_here() -> Machine:

@@ -11,12 +11,12 @@ from twostage.gauge import size
 from twostage.planning.rehearsal import rehearse
 from twostage.planning.room import room
 from twostage.recipe import Recipe
+from twostage.run_folder import result_folders
 from twostage.writing import free_bytes
 
 # Bytes of a checkpoint for one of the base's weights, at most: weights, AdamW's two moments and an average in float32,
 # where the base's own file may have them in half precision.
 _MOST = 16 / 2
-_PARTS = ("checkpoints", "unet", "text_encoder", "adapter", "embedding")
 
 
 def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
@@ -36,8 +36,8 @@ def check_disk(recipe: Recipe, base: Base, folder: Path) -> None:
     free = free_bytes(folder)
     if free is None:
         return
-    there = sum(_bytes(folder / part) for part in _PARTS)
-    weights = sum(_bytes(base.folder / part) for part in ("unet", "text_encoder"))
+    there = sum(_bytes(folder / part) for part in ("checkpoints", *result_folders()))
+    weights = sum(_bytes(base.folder / part) for part in (base.family.denoiser, *base.family.text))
     kept = recipe.checkpoints.keep + 1 + len(recipe.checkpoints.at)
     if _MOST * weights * (kept + 1) <= free + there:
         return  # Without a rehearsal, which takes seconds.

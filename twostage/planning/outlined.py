@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from twostage.errors import UserError
 from twostage.families import Base, known_families, load_base
+from twostage.family_parts import Shown
 from twostage.memory.simulator import without_values
 from twostage.method.examples import Batch, Examples
-from twostage.planning import sdxl
 from twostage.recipe_errors import nearest
 from twostage.subject.tokens import Placeholder, Placeholders
 
@@ -25,9 +25,12 @@ _BASES = Path(__file__).parent / "bases"
 class OutlinedBase(Base):
     """A base whose nets occupy what they would, within a simulation, and hold no values."""
 
-    def _component(self, name: str) -> Any:
+    def component(self, name: str) -> Any:
+        """As in `Base`."""
         if name not in self._loaded:
-            self._loaded[name] = _Tokenizer(self.max_tokens) if name == "tokenizer" else self._net(name)
+            encoders = {part.tokenizer: encoder for encoder, part in self.family.text.items()}
+            limit = self.family.max_tokens(self._config(encoders[name])) if name in encoders else 0
+            self._loaded[name] = _Tokenizer(limit) if limit else self._net(name)
         return self._loaded[name]
 
     def _net(self, name: str) -> Any:
@@ -35,25 +38,9 @@ class OutlinedBase(Base):
             net = self.outline(name)
         return without_values(net)
 
-    @property
-    def trains(self) -> bool:
-        """Whether it can be trained, or its size is all that is known."""
-        return self.family is not sdxl
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens the text encoder reads of a prompt."""
-        return int(self._config("text_encoder")["max_position_embeddings"])
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the text encoder's embedding table."""
-        return int(self._config("text_encoder")["vocab_size"])
-
-    @property
-    def channels(self) -> int:
-        """Of a latent."""
-        return int(self._config("vae")["latent_channels"])
+    def vocabulary(self, encoder: str) -> int:
+        """Rows of a text encoder's embedding table."""
+        return int(self._config(encoder)["vocab_size"])
 
     def _config(self, name: str) -> dict[str, Any]:
         try:
@@ -94,16 +81,20 @@ def outline_base(name: str) -> OutlinedBase:
         return OutlinedBase(base.source, base.folder, base.family, base.resolution, base.reduction)
     folder = known[name]
     pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    family = {**known_families(), sdxl.PIPELINE: sdxl}[pipeline]
+    family = known_families()[pipeline]
     return OutlinedBase(name, folder, family, *family.resolution(folder))
 
 
-def outline_placeholders(base: OutlinedBase, names: list[tuple[str, int]]) -> Placeholders:
-    """Tokens that stand for rows of the table: name and number of vectors of each.
+def outline_placeholders(base: OutlinedBase, names: list[tuple[str, int]]) -> dict[str, Placeholders]:
+    """Tokens that stand for rows of each text encoder's table: name and number of vectors of each.
 
     Rows it has already take the place of new ones; those would add their own few kilobytes to it.
     """
-    each, row = [], base.vocabulary - sum(vectors for _, vectors in names)
+    return {encoder: _placeholders(base.vocabulary(encoder), names) for encoder in base.family.text}
+
+
+def _placeholders(vocabulary: int, names: list[tuple[str, int]]) -> Placeholders:
+    each, row = [], vocabulary - sum(vectors for _, vectors in names)
     start = row
     for name, vectors in names:
         tokens = [name, *(f"{name}_{number}" for number in range(1, vectors))]
@@ -118,10 +109,12 @@ class OutlinedExamples(Examples):
 
     Attributes:
         shape: of a latent, (C, h, w).
+        side: of the pictures, in pixels.
         prompts: that samples come with, in turn.
     """
 
     shape: tuple[int, int, int] = (0, 0, 0)
+    side: int = 0
     prompts: tuple[str, ...] = ()
 
     def batch(self, stage: int, step: int, rows: range, rows_per_step: int) -> Batch:
@@ -132,8 +125,18 @@ class OutlinedExamples(Examples):
             torch.zeros(size, *self.shape),
             torch.zeros(size, dtype=torch.int64),
             [self.prompts[row % len(self.prompts)] for row in rows],
+            given=self._given(size),
             address=(self.seed, stage, step, rows.start),
         )
+
+    def _given(self, size: int) -> dict[str, torch.Tensor]:
+        """What the denoiser is told of pictures, squares from the start."""
+        assert self.family
+        side = self.side
+        with _disable_current_modes():
+            shown = Shown(torch.zeros(self.shape), (side, side), (side, side))
+            given = self.family.picture_conditions(shown, torch.Generator())
+        return {name: torch.zeros(size, *tensor.shape, dtype=tensor.dtype) for name, tensor in given.items()}
 
 
 class _Tokenizer:
@@ -143,4 +146,5 @@ class _Tokenizer:
         self.model_max_length = model_max_length
 
     def __call__(self, prompts: list[str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=torch.zeros(len(prompts), self.model_max_length, dtype=torch.int64))
+        ids = torch.zeros(len(prompts), self.model_max_length, dtype=torch.int64)
+        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from twostage.display import Display
+from twostage.family_parts import Text
 from twostage.memory.simulator import simulation
 from twostage.memory.storages import StorageTrace
 from twostage.memory.streaming import streamed
 from twostage.method.class_samples import ClassSamples
-from twostage.method.denoiser import EncodedText, LiveText, adapted_parts, whole_parts
+from twostage.method.denoiser import EncodedText, LiveText, whole_parts
 from twostage.method.loop import StageLoop
 from twostage.method.precision import drawn_in
 from twostage.method.sampling import TOGETHER
@@ -105,9 +106,11 @@ class Rehearsal(Session):
     @torch.no_grad()
     def encode_photos(self) -> None:
         """The VAE reads one picture, as it reads each."""
-        self._read("vae")
+        if self.base.family.autoencoder is None:
+            return
+        self._read(self.base.family.autoencoder)
         self._known.parts("encode", self._asked, self.found, self._encode)
-        self.base.release("vae")
+        self.base.release_autoencoder()
 
     def _encode(self) -> None:
         recipe, vae = self.recipe, self.base.vae
@@ -128,13 +131,14 @@ class Rehearsal(Session):
         photos = options.source == "photos"  # A noised one takes a single pass, without guidance.
         steps = 1 if photos else options.num_inference_steps
         with quiet():
-            nets = {"unet": self._read("unet").to(self.frozen_dtype)}
-        name = "class images" if options.source == "images" else "class predictions"
+            name = self.base.family.denoiser
+            nets = {name: self._read(name).to(self.frozen_dtype)}
+        label = "class images" if options.source == "images" else "class predictions"
         share = self.recipe.memory.streamed
-        with streamed(nets["unet"], share, self.device) if share else nullcontext():
-            self._draw(name, nets, together, options.num_class_images, steps, 1 if photos else 2)
+        with streamed(nets[name], share, self.device) if share else nullcontext():
+            self._draw(label, nets, together, options.num_class_images, steps, 1 if photos else 2)
         if self.frozen_dtype != torch.float32:
-            self.base.release("unet")  # As in class_prior.py.
+            self.base.release(name)  # As in class_prior.py.
 
         def batch(stage: int, step: int, rows: range, rows_per_step: int) -> Any:
             return self.subject.examples.batch(stage, step, rows, rows_per_step)
@@ -177,9 +181,9 @@ class Rehearsal(Session):
         text = nets.get("text")
         parts: dict[str, Any] = {name: net for name, net in nets.items() if name != "text"}
         if isinstance(text, LiveText):
-            parts["text_encoder"] = text.text_encoder
+            parts |= text.encoders
         elif isinstance(text, EncodedText):
-            parts["states"] = text.states
+            parts["states"] = text.every
         passes = 1
         if options.guidance_scale > 1:
             passes = 3 if options.within(self.recipe.class_nouns).class_guidance else 2
@@ -202,20 +206,22 @@ class Rehearsal(Session):
     def _draw_batch(self, nets: Mapping[str, Any], together: int, rows: int, pictures: bool) -> Work:
         """Returns the work of the one step."""
         family = self.base.family
-        with self.accelerator.autocast(), drawn_in(nets["unet"], self.device):
+        with self.accelerator.autocast(), drawn_in(nets[family.denoiser], self.device):
             if "states" in nets:
-                states = nets["states"][:1].repeat(rows, 1, 1)
+                states = nets["states"].rows(slice(1)).repeated(rows)
             else:
-                encoder = nets.get("text_encoder") or self._read_anew("text_encoder")
-                states = family.encode_text(self.base.tokenizer, encoder, [""] * rows)
-                del encoder
+                encoders = {name: nets.get(name) or self._read_anew(name) for name in family.text}
+                text = Text(self.base.tokenizers, encoders, self.base.settings)
+                states = family.encode_text(text, ["a"] * rows)
+                del encoders, text
             gc.collect()  # The libraries' nets hold themselves.
             latents = torch.empty(rows, *self._latent)
             before = self._work
-            family.predict(nets["unet"], latents, torch.zeros(rows, dtype=torch.int64), states)
+            given = self.subject.examples.batch(2, 0, range(rows), rows).given
+            family.predict(nets[family.denoiser], latents, torch.zeros(rows, dtype=torch.int64), states, given)
             denoising = self._work - before
-            if pictures:
-                self._read_anew("vae").decode(latents[:together], return_dict=False)
+            if pictures and family.autoencoder:
+                family.decode(self._read_anew(family.autoencoder), latents[:together])
                 gc.collect()
         return denoising
 
@@ -231,19 +237,26 @@ class Rehearsal(Session):
         named = [(token.placeholder, token.num_vectors) for token, _ in recipe.every_subject()]
         placeholders = outline_placeholders(self.base, named) if recipe.stage1 else None
         examples = OutlinedExamples(
-            (), lambda index, rng: "", 1, recipe.seed, shape=self._latent, prompts=tuple(prompts)
+            (),
+            lambda index, rng: "",
+            1,
+            recipe.seed,
+            family=self.base.family,
+            shape=self._latent,
+            side=side,
+            prompts=tuple(prompts),
         )
         return Subject([], phrases[0], list(dict.fromkeys(prompts)), placeholders, examples)
 
     def _read(self, name: str) -> Any:
-        net = getattr(self.base, name)
+        net = _part(self.base, name)
         self.largest_part = max(self.largest_part, 4 * _numel(net))
         return net
 
     def _read_anew(self, name: str) -> Any:
         base = self.base
         found = type(base)(base.source, base.folder, base.family, base.resolution, base.reduction, base.vae_in_tiles)
-        return getattr(found, name)
+        return _part(found, name)
 
     @property
     def _work(self) -> Work:
@@ -257,14 +270,20 @@ class Rehearsal(Session):
         progress = loop.progress()
         files = tuple(_bytes(part.values()) for part in (progress.trained, progress.optimizer, progress.averaged))
         stage2, result = self.recipe.stage2, files[0]
-        if loop.stage == 2 and stage2 and not adapted_parts(stage2):
-            result = sum(_bytes(getattr(self.base, name).parameters()) for name in whole_parts(stage2))
+        if loop.stage == 2 and stage2:
+            whole = whole_parts(stage2, self.base.family)
+            result = sum(_bytes(self.base.component(name).parameters()) for name in whole) or result
         self.found.saved.append(Saved(steps, files, result))
 
 
 def _shortened(stage: Stage) -> Stage:
     """Of all batches that a step adds up, the second is like all that follow."""
     return stage.model_copy(update={"gradient_accumulation_steps": min(2, stage.gradient_accumulation_steps)})
+
+
+def _part(base: OutlinedBase, name: str) -> Any:
+    """A component; the VAE works in tiles if it is to."""
+    return base.vae if name == base.family.autoencoder else base.component(name)
 
 
 def _numel(net: nn.Module) -> int:

@@ -32,3 +32,18 @@ def bucket_size(photo: tuple[int, int], resolution: int, multiple: int) -> tuple
         shapes, key=lambda shape: (round(abs(math.log(shape[0] / shape[1]) - aspect), 9), -shape[0] * shape[1], shape)
     )
     return wide * multiple, high * multiple
+
+
+def corner_of(photo: tuple[int, int], target: tuple[int, int], fit: str) -> tuple[int, int]:
+    """Left and top of what is cut out of the middle of a photo, in pixels of the photo as it is scaled.
+
+    Args:
+        photo: width and height in pixels.
+        target: width and height of what training sees.
+        fit: as in the recipe; a padded photo is not cut.
+    """
+    if fit == "pad":
+        return 0, 0
+    scale = max(target[0] / photo[0], target[1] / photo[1])
+    left, top = (round((side * scale - kept) / 2) for side, kept in zip(photo, target, strict=True))
+    return left, top

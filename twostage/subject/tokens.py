@@ -1,24 +1,23 @@
-"""The placeholder token: new rows of the text encoder's embedding table, and the file they are kept in."""
+"""The placeholder token: new rows of a text encoder's embedding table."""
 
 from __future__ import annotations
 
-import os
-import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from twostage.errors import UserError
+from twostage.family import Family
+from twostage.family_parts import Text
 from twostage.recipe import Token
-from twostage.weights import PICKLES, conversion
-from twostage.writing import whole_file
+
+# Of a token, (num_vectors, D) for each text encoder by its component's name.
+Rows = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Placeholders:
         return {placeholder.name: part for placeholder, part in zip(self.each, parts, strict=True)}
 
 
-def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token: Token) -> Placeholder:
+def add_placeholder(tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, token: Token) -> Placeholder:
     """Give `token` its rows at the end of the embedding table; every row that was there keeps its bits.
 
     Each of its vectors starts as the initializer's embedding, the mean of them where it is several tokens, or the mean
@@ -115,12 +114,52 @@ def add_placeholder(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token
     return Placeholder(token.placeholder, ids, tokens, vocabulary, table_rows, notes)
 
 
-def add_rows(text_encoder: CLIPTextModel, placeholder: Placeholder | Placeholders) -> None:
+def add_learned(family: Family, pipeline: Any, learned: Mapping[str, Rows]) -> None:
+    """Give a stock pipeline tokens that have been learned.
+
+    Args:
+        family: of the pipeline.
+        pipeline: its tokenizers and text encoders grow, as by diffusers' `load_textual_inversion`.
+        learned: the tokens' names and their rows.
+
+    Raises:
+        ValueError: a tokenizer has such a token already, or the rows are not as wide as its text encoder's.
+    """
+    for name, part in family.text.items():
+        tokenizer, text_encoder = getattr(pipeline, part.tokenizer), getattr(pipeline, name)
+        for token, every in learned.items():
+            rows = every[name]
+            tokens = [token] + [f"{token}_{number}" for number in range(1, len(rows))]
+            if taken := set(tokens) & tokenizer.get_vocab().keys():
+                raise ValueError(f"its {part.tokenizer} has a token {min(taken)!r} already")
+            table = embedding_table(text_encoder)
+            if rows.shape[1] != table.shape[1]:
+                raise ValueError(f"rows of {rows.shape[1]} numbers, and those of its {name} are of {table.shape[1]}")
+            tokenizer.add_tokens(tokens)
+            ids = [int(tokenizer.convert_tokens_to_ids(piece)) for piece in tokens]
+            _grow(text_encoder, max(ids) + 1)
+            with torch.no_grad():
+                embedding_table(text_encoder)[ids] = rows.to(table)
+
+
+def written_out(text: Text, prompt: str) -> str:
+    """A prompt with the vectors of every token that was added, as diffusers' `maybe_convert_prompt` does."""
+    added = next(iter(text.tokenizers.values())).get_added_vocab()
+    for token in added:
+        vectors = [token]
+        while f"{token}_{len(vectors)}" in added:
+            vectors.append(f"{token}_{len(vectors)}")
+        if len(vectors) > 1:
+            prompt = prompt.replace(token, " ".join(vectors))
+    return prompt
+
+
+def add_rows(text_encoder: PreTrainedModel, placeholder: Placeholder | Placeholders) -> None:
     """Give a text encoder that was read anew the rows of a token that its tokenizer has; what is in them is chance."""
     _grow(text_encoder, max(placeholder.token_ids) + 1)
 
 
-def check_placeholder(tokenizer: CLIPTokenizer, name: str, num_vectors: int = 1) -> list[str]:
+def check_placeholder(tokenizer: PreTrainedTokenizerBase, name: str, num_vectors: int = 1) -> list[str]:
     """The names of a new token's vectors, where `name` can be that of a new token.
 
     Raises:
@@ -132,12 +171,12 @@ def check_placeholder(tokenizer: CLIPTokenizer, name: str, num_vectors: int = 1)
     return tokens
 
 
-def drop_placeholder(text_encoder: CLIPTextModel, placeholder: Placeholder | Placeholders) -> None:
+def drop_placeholder(text_encoder: PreTrainedModel, placeholder: Placeholder | Placeholders) -> None:
     """Take the token's rows off again; the table is then as large as before `add_placeholder`."""
     text_encoder.resize_token_embeddings(placeholder.table_rows)
 
 
-def check_prompts(tokenizer: CLIPTokenizer, placeholder: Placeholder, prompts: Iterable[str]) -> None:
+def check_prompts(tokenizer: PreTrainedTokenizerBase, placeholder: Placeholder, prompts: Iterable[str]) -> None:
     """Make sure that all vectors of the token come before the end of what the text encoder reads.
 
     Raises:
@@ -154,7 +193,7 @@ def check_prompts(tokenizer: CLIPTokenizer, placeholder: Placeholder, prompts: I
             )
 
 
-def check_word(tokenizer: CLIPTokenizer, word: str, prompts: Iterable[str]) -> list[str]:
+def check_word(tokenizer: PreTrainedTokenizerBase, word: str, prompts: Iterable[str]) -> list[str]:
     """Make sure that a word of the vocabulary can stand for the subject.
 
     Returns:
@@ -180,22 +219,22 @@ def check_word(tokenizer: CLIPTokenizer, word: str, prompts: Iterable[str]) -> l
     ]
 
 
-def is_in(tokenizer: CLIPTokenizer, word: str, prompt: str) -> bool:
+def is_in(tokenizer: PreTrainedTokenizerBase, word: str, prompt: str) -> bool:
     """Whether the tokens of a word follow each other somewhere in a prompt."""
     ids, read = _ids(tokenizer, word), _ids(tokenizer, prompt)
     return any(read[start : start + len(ids)] == ids for start in range(len(read)))
 
 
-def _ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 
 
-def _pieces(tokenizer: CLIPTokenizer, ids: list[int]) -> str:
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return ", ".join(repr(str(tokenizer.decode([i])).strip()) for i in ids)
 
 
-def embedding_table(text_encoder: CLIPTextModel) -> Tensor:
+def embedding_table(text_encoder: PreTrainedModel) -> Tensor:
     """The weight that token ids index, (rows, D); the parameter itself, whatever the version of transformers."""
     layer = text_encoder.get_input_embeddings()
     assert isinstance(layer, torch.nn.Embedding), type(layer)
@@ -205,80 +244,6 @@ def embedding_table(text_encoder: CLIPTextModel) -> Tensor:
 def mean_norm(table: Tensor) -> float:
     """Mean L2 norm of the rows of (vocabulary, D); pass `weight[:placeholder.vocabulary]` to leave the new rows out."""
     return float(table.detach().float().norm(dim=1).mean())
-
-
-def embedding_file_name(name: str) -> str:
-    """A file name that every system takes for the embedding of `name`: "<rare>" -> "rare.safetensors"."""
-    safe = re.sub(r"[^\w.-]+", "-", name).strip("-._")
-    return f"{safe or 'token'}.safetensors"
-
-
-def save_embedding(path: Path, placeholder: Placeholder | str, rows: Tensor) -> None:
-    """Write a token's rows as stock diffusers' `load_textual_inversion` reads them: one tensor, keyed by the name.
-
-    Args:
-        path: written whole or not at all; its folder is made.
-        placeholder: or its name.
-        rows: (num_vectors, D).
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    assert rows.ndim == 2, rows.shape
-    name = placeholder if isinstance(placeholder, str) else placeholder.name
-    data = save({name: rows.detach().to("cpu").contiguous()}, metadata={"format": "pt"})
-    with whole_file(path, len(data)) as temporary:
-        temporary.write_bytes(data)
-
-
-def load_embedding(path: Path) -> tuple[str, Tensor]:
-    """Read a token's name and its rows, (num_vectors, D), from a file of one tensor.
-
-    Raises:
-        UserError: the file is missing, broken, a pickle, or no embedding.
-    """
-    if path.suffix in PICKLES:
-        raise UserError(f"the embedding {path} is no safetensors file: {conversion(path)}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"the embedding {path} is no file; give the one that stage 1 wrote")
-    try:
-        tensors = load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the embedding {path}: {error.strerror}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {error}; give the file that stage 1 wrote") from None
-    if len(tensors) != 1:
-        raise UserError(f"{path} holds {len(tensors)} tensors where an embedding is one; give the file stage 1 wrote")
-    ((name, rows),) = tensors.items()
-    if rows.ndim not in (1, 2) or not rows.numel():
-        raise UserError(f"{path} holds a tensor of shape {tuple(rows.shape)}; an embedding is (vectors, width)")
-    if not rows.is_floating_point() or not rows.isfinite().all():
-        raise UserError(f"{path} holds numbers that are no embedding's: {rows.dtype}, or infinite; get it anew")
-    return name, rows.reshape(-1, rows.shape[-1])
-
-
-def load_learned(path: Path, token: Token, width: int | None = None) -> Tensor:
-    """Read the rows, (num_vectors, D), that a run has learned for its own token.
-
-    Args:
-        path: its embedding file.
-        token: of the run's recipe.
-        width: D of the base's table, where that is at hand.
-
-    Raises:
-        UserError: as `load_embedding`; or they are another token's.
-    """
-    name, rows = load_embedding(path)
-    if (name, len(rows)) != (token.placeholder, token.num_vectors):
-        raise UserError(
-            f"{path} holds {name!r} of {len(rows)} vectors, and the run's recipe says {token.placeholder!r} of "
-            f"{token.num_vectors}; restore it, or train anew"
-        )
-    if width is not None and rows.shape[1] != width:
-        raise UserError(
-            f"{path} holds vectors of {rows.shape[1]} numbers, and the base's are of {width}; restore it, or train anew"
-        )
-    return rows
 
 
 def _check_name(name: str, num_vectors: int) -> None:
@@ -297,7 +262,7 @@ def _check_name(name: str, num_vectors: int) -> None:
         )
 
 
-def _check_free(tokenizer: CLIPTokenizer, name: str, tokens: list[str]) -> None:
+def _check_free(tokenizer: PreTrainedTokenizerBase, name: str, tokens: list[str]) -> None:
     taken = tokenizer.get_vocab()
     for piece in tokens:
         for spelling in (piece, piece.lower(), f"{piece.lower()}</w>"):
@@ -315,7 +280,7 @@ def _check_free(tokenizer: CLIPTokenizer, name: str, tokens: list[str]) -> None:
         raise UserError(f"the placeholder {name!r} would run together with a token that was added; choose another name")
 
 
-def _initial(tokenizer: CLIPTokenizer, table: Tensor, initializer: str) -> tuple[Tensor, list[str]]:
+def _initial(tokenizer: PreTrainedTokenizerBase, table: Tensor, initializer: str) -> tuple[Tensor, list[str]]:
     """The embedding a new token starts from, (D,), and what to tell the user about it."""
     rows = table.detach()[: len(tokenizer)]
     if not initializer:
@@ -332,7 +297,7 @@ def _initial(tokenizer: CLIPTokenizer, table: Tensor, initializer: str) -> tuple
     return rows[ids].float().mean(dim=0).to(rows.dtype), [note]
 
 
-def _grow(text_encoder: CLIPTextModel, size: int) -> None:
+def _grow(text_encoder: PreTrainedModel, size: int) -> None:
     """At least `size` rows. A table padded beyond its vocabulary may have them already."""
     table = embedding_table(text_encoder)
     if table.shape[0] >= size:

@@ -1,0 +1,87 @@
+"""What families and those who ask them hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text encoder of a pipeline.
+
+    Attributes:
+        tokenizer: the component that it reads with.
+        kind, tokenizer_kind: classes of both.
+        key: of its rows in files of learned tokens; empty where it is the pipeline's only one, whose rows go by the
+            token's name.
+        learns: whether stage 2 may train it.
+        adapted: names of its modules that get an adapter then.
+    """
+
+    tokenizer: str
+    kind: Any
+    tokenizer_kind: Any
+    key: str = ""
+    learns: bool = True
+    adapted: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What reads prompts: tokenizers and text encoders by the component's name of the latter, in the family's order.
+
+    Attributes:
+        settings: of the pipeline, as its `model_index.json` has them.
+    """
+
+    tokenizers: Mapping[str, Any]
+    encoders: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as training sees it.
+
+    Attributes:
+        mean: of its latents, (C, h, w), scaled.
+        size: width and height of the photo, in pixels.
+        target: width and height of what it was scaled and cut to.
+        corner: left and top of the cut, in pixels of the scaled photo.
+    """
+
+    mean: Tensor
+    size: tuple[int, int]
+    target: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a batch of pictures is drawn by a stock pipeline.
+
+    Attributes:
+        noise: to start from, (B, C, h, w).
+        generators: one a picture, each a CPU generator that has drawn the noise.
+        num_inference_steps, guidance_scale: as in diffusers.
+        size: width and height, in pixels.
+    """
+
+    noise: Tensor
+    generators: list[torch.Generator]
+    num_inference_steps: int
+    guidance_scale: float
+    size: tuple[int, int]
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """(prompts, tokens), filled up and cut off at what the text encoder reads."""
+    ids: Tensor = tokenizer(
+        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
