@@ -51,7 +51,7 @@ def export(
         name=re.sub(r"[^\w.+-]+", "-", Path(run).resolve().name.removesuffix(".safetensors")).strip("-.") or "run",
         folder=folder.path,
         base=base,
-        embeddings=learned_tokens(folder, recipe),
+        embeddings=learned_tokens(folder, recipe, base),
         adapters={file.parent.name: file.parent for file in folder.path.glob("adapter/*/adapter_config.json")},
         recipe=recipe,
         prompt=f"a photo of a {subject_phrase(recipe.token, recipe.data)}",

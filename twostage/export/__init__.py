@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from twostage.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-    from torch import Tensor
+    from diffusers import DiffusionPipeline
 
     from twostage.families import Base
     from twostage.recipe import Recipe
+    from twostage.subject.tokens import Rows
 
 Precision = Literal["float16", "bfloat16", "float32"]
 Naming = Literal["kohya", "diffusers"]
@@ -45,7 +45,7 @@ class Options:
     Attributes:
         dtype: of the stored weights; float16 when not given.
         naming: of the keys in LoRA and embedding files. kohya's is read by ComfyUI, A1111 and diffusers; diffusers'
-            by diffusers and ComfyUI. kohya's when not given.
+            by diffusers and ComfyUI. kohya's when not given. Tokens of several text encoders have one naming alone.
         rank: of the LoRA that is to be extracted from a change of weights that is none, or a larger one.
     """
 
@@ -66,8 +66,8 @@ class Source:
         name: of its folder; exported files are called so.
         folder: the run folder.
         base: the pretrained pipeline it was trained from.
-        embeddings: the learned tokens by name, (num_vectors, D) each.
-        adapters: PEFT folder by the component, "unet" or "text_encoder", that it adapts.
+        embeddings: the learned tokens by name, (num_vectors, D) for each text encoder.
+        adapters: PEFT folder by the component, such as "unet" or "text_encoder", that it adapts.
         recipe: the run's.
         prompt: asks for the subject.
         load_pipeline: makes the stock pipeline of a run folder: float32, adapters merged, tokens added.
@@ -76,16 +76,21 @@ class Source:
     name: str
     folder: Path
     base: Base
-    embeddings: dict[str, Tensor]
+    embeddings: dict[str, Rows]
     adapters: dict[str, Path]
     recipe: Recipe
     prompt: str
-    load_pipeline: Callable[[Path], StableDiffusionPipeline]
+    load_pipeline: Callable[[Path], DiffusionPipeline]
 
     @cached_property
-    def pipeline(self) -> StableDiffusionPipeline:
+    def pipeline(self) -> DiffusionPipeline:
         """That of the run; read when first asked for, after what is cheap to refuse has been refused."""
         return self.load_pipeline(self.folder)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Components that a run may have changed the weights of."""
+        return (self.base.family.denoiser, *self.base.family.text)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 It takes a Stable Diffusion 1 checkpoint to predict noise unless a .yaml of the same name beside it says otherwise
 (its `sd_models_config.find_checkpoint_config_near_filename`), so one is written where the base predicts velocity.
+A Stable Diffusion XL checkpoint says so itself.
 """
 
 from __future__ import annotations
@@ -15,27 +16,30 @@ from twostage.export.shared.files import (
     EMBEDDINGS,
     load_checkpoint,
     load_embeddings,
+    prediction,
     save_checkpoint,
     save_embeddings,
     single_file_call,
     unknown_shapes,
 )
+from twostage.export.shared.layouts import layout_of
 from twostage.export.shared.original import is_open_clip
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 SUMMARY = "one checkpoint file for A1111, the token beside it"
 OPTIONS = ("dtype",)
 
 
 def check(source: Source, options: Options) -> None:
-    """Refuse a base that predicts neither noise nor velocity: A1111 has no name for it.
+    """Refuse a base that has no original layout, or predicts neither noise nor velocity: A1111 has no name for it.
 
     Raises:
-        UserError: it does not.
+        UserError: it has none, or does not.
     """
-    kind = source.base.noise_scheduler.config.prediction_type
+    layout_of(source.base.family)
+    kind, _ = prediction(source)
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"the base predicts {kind!r}, and A1111 epsilon or v_prediction; export it with --to diffusers")
 
@@ -44,12 +48,12 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     """The checkpoint, embeddings/ with a file for each token, and the .yaml where A1111 needs one."""
     checkpoint = save_checkpoint(source, options, folder)
     usage = [f"{checkpoint.name}: to models/Stable-diffusion/"]
-    scheduler = source.base.noise_scheduler.config
-    if scheduler.prediction_type == "v_prediction":
+    kind, ends_in_noise = prediction(source)
+    if kind == "v_prediction" and not layout_of(source.base.family).told_by_keys:
         config = checkpoint.with_suffix(".yaml")
-        config.write_text(_config(source.pipeline, scheduler), encoding="utf-8")
+        config.write_text(_config(source.pipeline, source.base.noise_scheduler.config), encoding="utf-8")
         usage += [f"{config.name}: beside it; it says that the model predicts velocity"]
-    if scheduler.rescale_betas_zero_snr:
+    if ends_in_noise:
         usage += ["in its settings, set the noise schedule for sampling to Zero Terminal SNR"]
     for name, file in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [f"{EMBEDDINGS}/{file.name}: to embeddings/; write {file.stem} for {name}"]
@@ -57,7 +61,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     return Written(usage + unknown_shapes(source, "A1111"))
 
 
-def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The checkpoint and the tokens, by stock diffusers."""
     pipeline = load_checkpoint(source, folder)
     load_embeddings(pipeline, source, options, folder / EMBEDDINGS)

@@ -1,9 +1,10 @@
 """What the run changed, and nothing else: one file that, with the same base, is the run again.
 
-Tensors   unet.NAME, text_encoder.NAME     of the weights that changed: the difference from the base's in half
+Tensors   COMPONENT.NAME                   of the weights that changed: the difference from the base's in half
                                             precision, the value itself in float32, which gives back every bit
           adapter.COMPONENT.NAME            of an adapter, in PEFT's names
           embedding.TOKEN                   of a learned token, (num_vectors, D) float32
+          embedding_KEY.TOKEN               of one for several text encoders, by their key in files of tokens
 Metadata  twostage_delta                    JSON: base and its content hash, recipe.toml, adapters' configurations
 """
 
@@ -27,19 +28,19 @@ from twostage.errors import UserError
 from twostage.export import Options, Source, Written
 from twostage.export.shared.files import cast, main_file, save, without_tokens
 from twostage.families import load_base
+from twostage.family import Family
 from twostage.quiet import quiet
 from twostage.reading import parse_json, read_json
 from twostage.recipe_file import dump_recipe, load_recipe
-from twostage.subject.tokens import embedding_file_name, save_embedding
+from twostage.subject.token_files import embedding_file_name, keyed_rows, save_embedding
 from twostage.weights import PICKLES, refuse_archive
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 SUMMARY = "what changed, against the base's content hash: for twostage itself"
 OPTIONS = ("dtype",)
 
-_COMPONENTS = ("unet", "text_encoder")
 _METADATA = "twostage_delta"
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -50,8 +51,12 @@ def check(source: Source, options: Options) -> None:
 
 def write(source: Source, options: Options, folder: Path) -> Written:
     """The one file."""
-    whole = [name for name in _COMPONENTS if (source.folder / name).is_dir()]
-    tensors = {f"embedding.{name}": rows.cpu().float().contiguous() for name, rows in source.embeddings.items()}
+    whole = [name for name in source.trainable if (source.folder / name).is_dir()]
+    tensors = {
+        f"{_embedding(key)}.{name}": value.cpu().float().contiguous()
+        for name, rows in source.embeddings.items()
+        for key, value in keyed_rows(source.base.family, rows).items()
+    }
     for component, path in source.adapters.items():
         for name, value in load_file(path / _ADAPTER).items():
             tensors[f"adapter.{component}.{name}"] = cast(value, name, options)
@@ -72,7 +77,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     return Written([needs, f"draw with it: twostage generate {{folder}}/{file.name} {shlex.quote(source.prompt)}"])
 
 
-def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The base with the file's changes in it."""
     return source.load_pipeline(unpack(main_file(source, folder)))
 
@@ -107,8 +112,13 @@ def _unpack(file: Path, facts: dict[str, Any], tensors: dict[str, Tensor], folde
             f"{file} is a delta to base {theirs['name']!r} of sha256 {theirs['sha256'][:12]}, and base {base.source!r} "
             f"here is {base.content_hash[:12]}; get the base it was trained on"
         )
+    for name in (*facts["adapters"], *facts["whole"]):
+        if name not in base.family.models:
+            raise UserError(
+                f"{file} has a part {name!r}, and a run has {' and '.join(base.family.models)}; it is not unpacked"
+            )
     (folder / "run.json").write_text(json.dumps({"finished": True, "base": theirs}), encoding="utf-8")
-    for name, rows in _part(tensors, "embedding").items():
+    for name, rows in _embeddings(tensors, base.family).items():
         save_embedding(folder / "embedding" / embedding_file_name(name), name, rows)
     for component, config in facts["adapters"].items():
         place = folder / "adapter" / component
@@ -117,7 +127,7 @@ def _unpack(file: Path, facts: dict[str, Any], tensors: dict[str, Tensor], folde
         adapter = {name: value.float() for name, value in _part(tensors, f"adapter.{component}").items()}
         save_file(adapter, place / _ADAPTER, metadata={"format": "pt"})
     for component in facts["whole"]:
-        net = getattr(base, component)
+        net = base.component(component)
         state = net.state_dict()
         for name, value in _part(tensors, component).items():
             if name not in state or state[name].shape != value.shape:
@@ -131,8 +141,9 @@ def _unpack(file: Path, facts: dict[str, Any], tensors: dict[str, Tensor], folde
 
 def _changed(source: Source, component: str) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, value and the base's value of every tensor that training changed."""
-    tuned = without_tokens(source) if component == "text_encoder" else source.pipeline.unet
-    before = getattr(source.base, component).state_dict()
+    is_encoder = component in source.base.family.text
+    tuned = without_tokens(source, component) if is_encoder else getattr(source.pipeline, component)
+    before = source.base.component(component).state_dict()
     for name, value in tuned.state_dict().items():
         if not torch.equal(value.cpu(), before[name]):
             yield name, value.cpu(), before[name]
@@ -142,7 +153,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             facts = parse_json((opened.metadata() or {})[_METADATA])
-        _check(file, facts)
+        _check(facts)
         return facts, load_file(file)
     except UserError:
         raise
@@ -152,21 +163,28 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def _check(file: Path, facts: Any) -> None:
-    """Make sure of the shape of a file's facts, and that the names it gives to folders are a run's.
+def _check(facts: Any) -> None:
+    """Make sure of the shape of a file's facts.
 
     Raises:
         TypeError, KeyError: they are of another shape.
-        UserError: a name is none of a run's, and may lead anywhere.
     """
     texts = (facts["recipe"], facts["base"]["name"], facts["base"]["sha256"])
     if not all(isinstance(text, str) for text in texts) or not isinstance(facts["adapters"], dict):
         raise TypeError("its facts are of another kind")
-    for name in (*facts["adapters"], *facts["whole"]):
-        if name not in _COMPONENTS:
-            raise UserError(
-                f"{file} has a part {name!r}, and a run has {' and '.join(_COMPONENTS)}; it is not unpacked"
-            )
+
+
+def _embedding(key: str) -> str:
+    return f"embedding_{key}" if key else "embedding"
+
+
+def _embeddings(tensors: dict[str, Tensor], family: Family) -> dict[str, dict[str, Tensor]]:
+    """Rows of each token by their key in files, by its name."""
+    learned: dict[str, dict[str, Tensor]] = {}
+    for part in family.text.values():
+        for name, rows in _part(tensors, _embedding(part.key)).items():
+            learned.setdefault(name, {})[part.key] = rows
+    return learned
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

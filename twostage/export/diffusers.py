@@ -1,4 +1,4 @@
-"""A whole pipeline folder: `StableDiffusionPipeline.from_pretrained(FOLDER)` alone draws the subject by its token."""
+"""A whole pipeline folder: `DiffusionPipeline.from_pretrained(FOLDER)` alone draws the subject by its token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from twostage.export import Options, Source, Written
-from twostage.export.shared.files import cast
+from twostage.export.shared.files import cast, stock_class
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 SUMMARY = "a whole pipeline folder, the token in its vocabulary"
 OPTIONS = ("dtype",)
@@ -26,22 +26,21 @@ def check(source: Source, options: Options) -> None:
 def write(source: Source, options: Options, folder: Path) -> Written:
     """The pipeline in diffusers' layout, tokens in tokenizer and text encoder."""
     stored = copy.deepcopy(source.pipeline)
-    for name in source.base.family.MODELS:
+    family = source.base.family
+    for name in family.models:
         model = getattr(stored, name)
         for key, value in model.state_dict().items():
             cast(value, f"{name}.{key}", options)
     stored.to(getattr(torch, options.precision)).save_pretrained(folder, safe_serialization=True)
-    config = folder / "text_encoder" / "config.json"
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    # transformers would compute in the precision of the file, diffusers in float32, and the two not fit together.
-    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    return Written(
-        [f'load it with: StableDiffusionPipeline.from_pretrained("{{folder}}"), and prompt {source.prompt!r}']
-    )
+    for name in family.text:
+        config = folder / name / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        # transformers would compute in the precision of the file, diffusers in float32, and the two not fit together.
+        config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"), and prompt {source.prompt!r}'])
 
 
-def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The folder as its users load it."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    loaded: DiffusionPipeline = stock_class(source).from_pretrained(folder, local_files_only=True)
+    return loaded

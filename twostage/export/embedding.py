@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 
 from twostage.errors import UserError
 from twostage.export import Options, Source, Written
-from twostage.export.shared.files import embedding_usage, load_embeddings, save_embeddings, without_tokens
+from twostage.export.shared.files import (
+    embedding_calls,
+    embedding_usage,
+    load_embeddings,
+    save_embeddings,
+    without_tokens,
+)
 from twostage.method.sampling import assemble
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 SUMMARY = "the learned token alone"
 OPTIONS = ("naming",)
@@ -34,16 +40,15 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     """A file for each token."""
     usage = []
     for name, file in save_embeddings(source, options, folder).items():
-        token = "" if options.naming == "diffusers" else f', token="{name}"'
-        usage += [
-            embedding_usage(name, file.name),
-            f'with diffusers: pipe.load_textual_inversion("{{folder}}/{file.name}"{token})',
-        ]
+        usage += [embedding_usage(source, name, file.name)]
+        usage += embedding_calls(source, options, name, f"{{folder}}/{file.name}")
     return Written(usage)
 
 
-def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The run's other components, and the token from its file."""
-    pipeline = assemble(source.base, unet=source.pipeline.unet, text_encoder=without_tokens(source))
+    encoders = {name: without_tokens(source, name) for name in source.base.family.text}
+    denoiser = source.base.family.denoiser
+    pipeline = assemble(source.base, **{denoiser: getattr(source.pipeline, denoiser)}, **encoders)
     load_embeddings(pipeline, source, options, folder)
     return pipeline

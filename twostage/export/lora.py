@@ -30,12 +30,11 @@ from twostage.export.shared.original import is_open_clip
 from twostage.reading import read_json
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 SUMMARY = "a LoRA, the run's own or one of --rank extracted from it, the token beside it"
 OPTIONS = ("dtype", "naming", "rank")
 
-_COMPONENTS = ("unet", "text_encoder")
 # Of a change of weights, what rounding its factors to bfloat16 may take.
 _ROUNDING = 0.02
 
@@ -44,8 +43,11 @@ def check(source: Source, options: Options) -> None:
     """Refuse a run that no LoRA can be made of.
 
     Raises:
-        UserError: it changed no weights, needs a rank or got a useless one, or its adapter is no LoRA.
+        UserError: it changed no weights, needs a rank or got a useless one, its adapter is no LoRA, or other programs
+            have no names for the base's layers.
     """
+    if options.naming != "diffusers":
+        layout_of(source.base.family)
     if source.recipe.stage2 is None:
         raise UserError(f"run {source.name} tuned no weights: its recipe has no [stage2]; use --to embedding")
     if options.rank is not None and options.rank < 1:
@@ -58,47 +60,50 @@ def check(source: Source, options: Options) -> None:
     for folder in source.adapters.values() if options.rank is None else ():
         kind = _kind(_config(folder))
         # diffusers reads DoRA's magnitudes under its own names and in the U-Net alone; elsewhere it drops them.
-        is_readable_dora = kind == "dora" and options.naming == "diffusers" and set(source.adapters) == {"unet"}
-        if kind != "lora" and not is_readable_dora:
-            way = "choose --naming diffusers, " if kind == "dora" and set(source.adapters) == {"unet"} else ""
+        is_alone = kind == "dora" and set(source.adapters) == {source.base.family.denoiser}
+        if kind != "lora" and not (is_alone and options.naming == "diffusers"):
+            way = "choose --naming diffusers, " if is_alone else ""
             raise UserError(
                 f"run {source.name} trained an adapter of kind {kind}, which cannot be such a LoRA file: {way}give the "
                 "--rank of a LoRA to extract from it, or export it merged with --to a1111, comfyui or diffusers"
             )
-    largest = max(min(weight.flatten(1).shape) for weight in _weights(source.pipeline.unet))
+    denoiser = source.base.family.denoiser
+    largest = max(min(weight.flatten(1).shape) for weight in _weights(getattr(source.pipeline, denoiser)))
     if options.rank is not None and options.rank > largest:
         raise UserError(
-            f"--rank {options.rank}: the U-Net's largest layer has full rank at {largest}; 4 to 128 are usual"
+            f"--rank {options.rank}: the {denoiser}'s largest layer has full rank at {largest}; 4 to 128 are usual"
         )
 
 
 def write(source: Source, options: Options, folder: Path) -> Written:
     """The LoRA, and embeddings/ with a file for each token."""
-    layout = layout_of(source.base.family)
     tensors: dict[str, Tensor] = {}
-    for name in _COMPONENTS:
+    for name in source.trainable:
         found = _stored(source, name) if options.rank is None else _extracted(source, name, options.rank)
         if options.naming == "diffusers":
             tensors |= diffusers_names(name, found)
         else:
-            tensors |= kohya_names(layout, name, getattr(source.pipeline, name), found)
+            tensors |= kohya_names(layout_of(source.base.family), name, getattr(source.pipeline, name), found)
     if not tensors:
         raise UserError(f"run {source.name} changed no linear layer and no convolution: there is nothing for a LoRA")
     rank = next(len(value) for name, value in tensors.items() if name.endswith((".lora_down.weight", ".lora_A.weight")))
-    # A1111 offers a LoRA with the models of its version alone.
-    version = layout.metadata or {"ss_v2": str(is_open_clip(source.pipeline.text_encoder))}
-    metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank), **version}
     file = main_file(source, folder)
     stored = {name: cast(value, name, options) for name, value in tensors.items()}
-    save(stored, file, **(metadata if options.naming != "diffusers" else {}))
+    save(stored, file, **({} if options.naming == "diffusers" else _metadata(source, rank)))
     usage = [f"{file.name}: rank {rank}; for A1111 to models/Lora/, for ComfyUI to models/loras/"]
     for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
-        usage += [embedding_usage(name, f"{EMBEDDINGS}/{embedding.name}")]
+        usage += [embedding_usage(source, name, f"{EMBEDDINGS}/{embedding.name}")]
     usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")']
     return Written(usage, exact=options.rank is None, judge=partial(_judge, source, options))
 
 
-def load(source: Source, options: Options, folder: Path) -> StableDiffusionPipeline:
+def _metadata(source: Source, rank: int) -> dict[str, str]:
+    """What A1111 offers a LoRA by, with the models of its version alone."""
+    version = layout_of(source.base.family).metadata or {"ss_v2": str(is_open_clip(source.pipeline.text_encoder))}
+    return {"ss_network_dim": str(rank), "ss_network_alpha": str(rank), **version}
+
+
+def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The base with the LoRA merged into it and the tokens, by stock diffusers."""
     pipeline = source.base.pipeline()
     pipeline.load_lora_weights(str(main_file(source, folder)))
@@ -128,8 +133,7 @@ def _stored(source: Source, component: str) -> Iterator[tuple[str, dict[str, Ten
 
 def _extracted(source: Source, component: str, rank: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Factors of the LoRA nearest to what changed in a component, by module."""
-    tuned, base = getattr(source.pipeline, component), getattr(source.base, component)
-    for module, change in changes(tuned, base):
+    for module, change in changes(getattr(source.pipeline, component), source.base.component(component)):
         down, up = factorise(change, rank)
         yield module, {"down": down, "up": up}
 
@@ -141,9 +145,9 @@ def _judge(source: Source, options: Options, loaded: Any) -> list[str]:
         UserError: it should have lost nothing, and has.
     """
     lines = []
-    for component in _COMPONENTS:
-        nets = (getattr(pipeline, component) for pipeline in (source.pipeline, source.base, loaded))
-        loss = measure_loss(*nets)
+    for component in source.trainable:
+        before = source.base.component(component)
+        loss = measure_loss(getattr(source.pipeline, component), before, getattr(loaded, component))
         if not loss.layer:
             continue
         if options.rank is None and loss.overall > _ROUNDING:

@@ -6,23 +6,28 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twostage.errors import UserError
 from twostage.export import Options, Source
-from twostage.export.shared.layouts import layout_of
+from twostage.export.shared.layouts import LAYOUTS, layout_of
 from twostage.export.shared.original import original_checkpoint
-from twostage.subject.tokens import embedding_file_name
+from twostage.quiet import quiet
+from twostage.subject.token_files import embedding_file_name, keyed_rows
+from twostage.subject.tokens import add_learned, embedding_table
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 # A folder of its own, as in A1111 and ComfyUI: a token may be called like the run.
 EMBEDDINGS = "embeddings"
 # kohya's key, and with it the key most files have. A1111 and ComfyUI read any file of one tensor, whatever its key.
 _KOHYA_KEY = "emb_params"
+# Parts of a stock pipeline that a checkpoint does not hold and drawing does not need; a class leaves out others' names.
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def main_file(source: Source, folder: Path) -> Path:
@@ -60,35 +65,80 @@ def cast(value: Tensor, name: str, options: Options) -> Tensor:
 
 
 def save_embeddings(source: Source, options: Options, folder: Path) -> dict[str, Path]:
-    """One float32 file a token, of one tensor (num_vectors, D); returned by token."""
+    """One float32 file a token, of a tensor (num_vectors, D) for each text encoder; returned by token.
+
+    A base's only text encoder has its key by the naming; several have those that all programs know them by.
+    """
     files = {name: folder / embedding_file_name(name) for name in source.embeddings}
     for name, file in files.items():
-        key = name if options.naming == "diffusers" else _KOHYA_KEY
-        save({key: source.embeddings[name].detach().cpu().float().contiguous()}, file)
+        alone = name if options.naming == "diffusers" else _KOHYA_KEY
+        keyed = keyed_rows(source.base.family, source.embeddings[name])
+        save({key or alone: rows.detach().cpu().float().contiguous() for key, rows in keyed.items()}, file)
     return files
 
 
-def load_embeddings(pipeline: StableDiffusionPipeline, source: Source, options: Options, folder: Path) -> None:
-    """Put the tokens into a stock pipeline, as its users do."""
+def load_embeddings(pipeline: DiffusionPipeline, source: Source, options: Options, folder: Path) -> None:
+    """Put the tokens into a stock pipeline, as its users do; not all of them have a way to."""
+    parts = source.base.family.text
     for name in source.embeddings:
-        file = str(folder / embedding_file_name(name))
-        pipeline.load_textual_inversion(file, token=None if options.naming == "diffusers" else name)
+        file = folder / embedding_file_name(name)
+        keyed = load_file(file)
+        alone = name if options.naming == "diffusers" else _KOHYA_KEY
+        if not reads_tokens(source):
+            rows = {encoder: keyed[part.key or alone] for encoder, part in parts.items()}
+            add_learned(source.base.family, pipeline, {name: rows})
+        elif alone in keyed:
+            pipeline.load_textual_inversion(str(file), token=None if options.naming == "diffusers" else name)
+        else:
+            for encoder, part in parts.items():
+                net, tokenizer = getattr(pipeline, encoder), getattr(pipeline, part.tokenizer)
+                pipeline.load_textual_inversion(keyed[part.key], token=name, text_encoder=net, tokenizer=tokenizer)
 
 
-def without_tokens(source: Source) -> Any:
-    """The run's text encoder on the CPU, with the base's own vocabulary: 49,408 rows for Stable Diffusion.
+def embedding_calls(source: Source, options: Options, name: str, file: str) -> list[str]:
+    """How stock diffusers loads the file of a token, a line each."""
+    if not reads_tokens(source):
+        return [f"diffusers' {source.base.family.pipeline} reads no tokens; twostage generate does"]
+    parts = source.base.family.text
+    if len(parts) == 1:
+        token = "" if options.naming == "diffusers" else f', token="{name}"'
+        return [f'with diffusers: pipe.load_textual_inversion("{file}"{token})']
+    return [
+        f'with diffusers, rows = safetensors.torch.load_file("{file}"), then',
+        *(
+            f'pipe.load_textual_inversion(rows["{part.key}"], token="{name}", text_encoder=pipe.{encoder}, '
+            f"tokenizer=pipe.{part.tokenizer})"
+            for encoder, part in parts.items()
+        ),
+    ]
+
+
+def reads_tokens(source: Source) -> bool:
+    """Whether the stock pipeline has a way to be given tokens."""
+    return hasattr(stock_class(source), "load_textual_inversion")
+
+
+def without_tokens(source: Source, name: str) -> Any:
+    """A text encoder of the run on the CPU, with the base's own vocabulary: 49,408 rows for Stable Diffusion.
 
     With more of them, neither A1111 nor ComfyUI loads a checkpoint.
     """
-    pipeline = source.pipeline
-    encoder = copy.deepcopy(pipeline.text_encoder).cpu()
+    encoder = copy.deepcopy(getattr(source.pipeline, name)).cpu()
     if source.embeddings:
-        encoder.resize_token_embeddings(len(pipeline.tokenizer) - sum(map(len, source.embeddings.values())))
+        own = embedding_table(source.base.component(name))
+        encoder.resize_token_embeddings(len(own))
+        # A table that is longer than the vocabulary has tokens among its own rows.
+        tokenizer = getattr(source.pipeline, source.base.family.text[name].tokenizer)
+        vocabulary = len(tokenizer) - sum(len(rows[name]) for rows in source.embeddings.values())
+        with torch.no_grad():
+            embedding_table(encoder)[vocabulary:] = own[vocabulary:]
     return encoder
 
 
-def embedding_usage(name: str, file: str) -> str:
+def embedding_usage(source: Source, name: str, file: str) -> str:
     """Where the file of a token goes, and what then stands for it in prompts: its name is the file's."""
+    if source.base.family.pipeline not in LAYOUTS:
+        return f"{file}: {name}"
     stem = Path(file).stem
     return (
         f"{file}: {name}; A1111 wants it in embeddings/ and {stem} in prompts, ComfyUI in models/embeddings/ and "
@@ -104,32 +154,44 @@ def save_checkpoint(source: Source, options: Options, folder: Path) -> Path:
     file = main_file(source, folder)
     pipeline = source.pipeline
     layout = layout_of(source.base.family)
-    encoders = {layout.places[name]: without_tokens(source) for name in ("text_encoder",)}
+    encoders = {place: without_tokens(source, name) for name, place in layout.places.items()}
     tensors = original_checkpoint(pipeline.unet, pipeline.vae, encoders)
+    kind, ends_in_noise = prediction(source)
+    if layout.told_by_keys and kind == "v_prediction":
+        tensors |= {name: torch.empty(0) for name in ("v_pred", *["ztsnr"] * ends_in_noise)}
     save({name: cast(value, name, options) for name, value in tensors.items()}, file)
     return file
 
 
-def load_checkpoint(source: Source, folder: Path) -> StableDiffusionPipeline:
-    """The checkpoint, read by stock diffusers; nothing is downloaded."""
-    from diffusers import StableDiffusionPipeline
+def prediction(source: Source) -> tuple[str, bool]:
+    """What the base predicts, and whether its last noise level has nothing of the picture."""
+    scheduler = source.base.noise_scheduler.config
+    return str(scheduler.prediction_type), bool(getattr(scheduler, "rescale_betas_zero_snr", False))
 
-    return StableDiffusionPipeline.from_single_file(
+
+def stock_class(source: Source) -> Any:
+    """The class of diffusers that reads the base."""
+    with quiet():  # Its import warns of image processors that are not used here.
+        return getattr(diffusers, source.base.family.pipeline)
+
+
+def load_checkpoint(source: Source, folder: Path) -> DiffusionPipeline:
+    """The checkpoint, read by stock diffusers; nothing is downloaded."""
+    loaded: DiffusionPipeline = stock_class(source).from_single_file(
         str(main_file(source, folder)),
         config=str(source.base.folder),
         local_files_only=True,
         torch_dtype=torch.float32,
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
+        **dict.fromkeys(_UNUSED),
     )
+    return loaded
 
 
 def single_file_call(source: Source, file: str) -> str:
     """How stock diffusers loads the checkpoint."""
     base = source.base
     config = base.folder if base.source == "pocket" else base.source
-    return f'StableDiffusionPipeline.from_single_file("{file}", config="{config}")'
+    return f'{base.family.pipeline}.from_single_file("{file}", config="{config}")'
 
 
 def unknown_shapes(source: Source, program: str) -> list[str]:

@@ -7,13 +7,13 @@ a delta it has like every other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from twostage.errors import UserError
+from twostage.family import Family
 
-# Formats that ask for no layout.
-_EVERY_FAMILY = "--to diffusers, embedding or delta"
+# What needs no layout.
+_EVERY_FAMILY = "--to diffusers, embedding or delta, or --to lora with --naming diffusers"
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,16 @@ LAYOUTS = {
 }
 
 
-def layout_of(family: ModuleType) -> Layout:
-    """The layout of a family, a module of `twostage.families`.
+def layout_of(family: Family) -> Layout:
+    """The layout of a family.
 
     Raises:
         UserError: it has none.
     """
-    if family.PIPELINE not in LAYOUTS:
+    if family.pipeline not in LAYOUTS:
+        known = " and ".join(layout.published for layout in LAYOUTS.values())
         raise UserError(
-            f"this format is that of {' and '.join(LAYOUTS)}, and the base is a {family.PIPELINE}; choose "
+            f"other programs' files are written of {known} here, and the base is a {family.pipeline}; choose "
             f"{_EVERY_FAMILY}"
         )
-    return LAYOUTS[family.PIPELINE]
+    return LAYOUTS[family.pipeline]

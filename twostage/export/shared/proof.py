@@ -106,7 +106,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _check_weights(source: Source, loaded: Any, options: Options) -> None:
     """A picture can look right where a bias is missing; so every tensor must be the run's, but for rounding."""
-    for component in source.base.family.MODELS:
+    for component in source.base.family.models:
         ours, theirs = (getattr(pipeline, component).state_dict() for pipeline in (source.pipeline, loaded))
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
         for name, value in ours.items():
