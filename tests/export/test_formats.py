@@ -21,6 +21,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.export import Options
 from twostage.export.shared import proof
+from twostage.export.shared.layouts import LAYOUTS
 from twostage.recipe import Recipe, Sample, Stage1, Token
 from twostage.run import generate, train
 
@@ -212,6 +213,25 @@ def test_a_run_that_learned_no_token_or_no_weights_is_refused(tiny_recipe: Recip
     token = train(without(quick, stage2=None), tmp_path / "token", display=Display())
     with pytest.raises(UserError, match="tuned no weights"):
         export(token, "lora", Options(rank=4), name="lora")
+
+
+def test_a_base_that_other_programs_names_are_not_known_for_is_told_what_there_is(
+    finished: Path, lora_run: Path, tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(LAYOUTS, "StableDiffusionPipeline")
+    for run, to in ((finished, "a1111"), (finished, "comfyui"), (lora_run, "lora")):
+        with pytest.raises(UserError, match=r"the base is a StableDiffusionPipeline; choose --to diffusers, ") as error:
+            export(run, to)
+        assert "--naming diffusers" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    for run, to, naming in (
+        (finished, "diffusers", None),
+        (finished, "embedding", None),
+        (finished, "delta", None),
+        (lora_run, "lora", "diffusers"),
+    ):
+        exported = export(run, to, Options(naming=naming), name=to)
+        assert not any("A1111" in line for line in exported.usage)
 
 
 def test_an_export_that_draws_something_else_leaves_nothing(

@@ -90,7 +90,8 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     file = main_file(source, folder)
     stored = {name: cast(value, name, options) for name, value in tensors.items()}
     save(stored, file, **({} if options.naming == "diffusers" else _metadata(source, rank)))
-    usage = [f"{file.name}: rank {rank}; for A1111 to models/Lora/, for ComfyUI to models/loras/"]
+    a1111 = "" if options.naming == "diffusers" else "for A1111 to models/Lora/, "
+    usage = [f"{file.name}: rank {rank}; {a1111}for ComfyUI to models/loras/"]
     for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [embedding_usage(source, name, f"{EMBEDDINGS}/{embedding.name}")]
     usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")']

@@ -124,14 +124,16 @@ def without_tokens(source: Source, name: str) -> Any:
     With more of them, neither A1111 nor ComfyUI loads a checkpoint.
     """
     encoder = copy.deepcopy(getattr(source.pipeline, name)).cpu()
-    if source.embeddings:
-        own = embedding_table(source.base.component(name))
-        encoder.resize_token_embeddings(len(own))
-        # A table that is longer than the vocabulary has tokens among its own rows.
-        tokenizer = getattr(source.pipeline, source.base.family.text[name].tokenizer)
-        vocabulary = len(tokenizer) - sum(len(rows[name]) for rows in source.embeddings.values())
+    if not source.embeddings:
+        return encoder
+    rows = len(embedding_table(source.base.outline(name)))
+    encoder.resize_token_embeddings(rows)
+    tokenizer = getattr(source.pipeline, source.base.family.text[name].tokenizer)
+    vocabulary = len(tokenizer) - sum(len(learned[name]) for learned in source.embeddings.values())
+    if rows > vocabulary:  # The tokens took rows that no word has.
         with torch.no_grad():
-            embedding_table(encoder)[vocabulary:] = own[vocabulary:]
+            own = embedding_table(source.base.component(name))[vocabulary:]
+            embedding_table(encoder)[vocabulary:] = own
     return encoder
 
 
