@@ -45,6 +45,8 @@ class Family:
         classes: of its other nets by the component's name.
         text_on_host: whether text encoders stay in the host's memory, as is right for those that are larger than the
             denoiser.
+        call_arguments: what its stock pipeline is called with beside a prompt and how pictures are drawn, as Python has
+            it, `pipe` being the pipeline.
     """
 
     pipeline: ClassVar[str]
@@ -54,6 +56,7 @@ class Family:
     text: ClassVar[Mapping[str, TextPart]]
     classes: ClassVar[Mapping[str, Any]] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
     text_on_host: ClassVar[bool] = False
+    call_arguments: ClassVar[Mapping[str, str]] = {}
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -97,7 +100,7 @@ class Family:
         if lacking := sorted(info["missing_keys"]):  # The libraries would draw them at random, or leave them out.
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise ValueError(f"the weights lack {lacking[0]}{more}")
-        return model.requires_grad_(False).eval()
+        return self._one_table(name, model).requires_grad_(False).eval()
 
     def check_tokenizer(self, tokenizer: Any, config: Path) -> None:
         """Prompts are filled up to what it says is their length: without a word of that, to 10^30 tokens.
@@ -118,8 +121,16 @@ class Family:
         kind = self._class_of(name)
         with torch.device("meta"):
             if name in self.text:
-                return kind(kind.config_class.from_pretrained(folder / name, local_files_only=True))
+                config = kind.config_class.from_pretrained(folder / name, local_files_only=True)
+                return self._one_table(name, kind(config))
             return kind.from_config(kind.load_config(folder / name, local_files_only=True))
+
+    def _one_table(self, name: str, net: Any) -> Any:
+        """A net; where it is a text encoder, with one module that embeds tokens: T5 has two that share a weight, and
+        asks the one that it does not show."""
+        if name in self.text:
+            net.set_input_embeddings(net.get_input_embeddings())
+        return net
 
     def _class_of(self, name: str) -> Any:
         return self.text[name].kind if name in self.text else self.classes[name]
@@ -156,6 +167,10 @@ class Family:
         return scheduler
 
     # ---- asking
+
+    def as_read(self, prompt: str) -> str:
+        """A prompt as the stock pipeline hands it to tokenizers."""
+        return prompt
 
     @torch.no_grad()
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

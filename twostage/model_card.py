@@ -229,7 +229,9 @@ class Card:
         yield from self._python_of_tokens()
         side = f"height={self.recipe.data.resolution}, width={self.recipe.data.resolution}, "
         yield "generator = torch.Generator().manual_seed(0)"
-        yield f"picture = pipe({self._prompt!r}, {side if self.recipe.data.resolution else ''}generator=generator)"
+        more = "".join(f"{name}={value}, " for name, value in family.call_arguments.items())
+        side = side if self.recipe.data.resolution else ""
+        yield f"picture = pipe({self._prompt!r}, {side}{more}generator=generator)"
         yield "picture.images[0].save('picture.png')"
 
     @property

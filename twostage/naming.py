@@ -20,7 +20,14 @@ def name_subjects(session: Session, base: Base, prompts: list[list[str]]) -> dic
     """
     recipe = session.recipe
     tokens = [token for token, _ in recipe.every_subject()]
-    naming = [[prompt for prompt in own if prompt] for own in prompts]  # The empty one of caption dropout names none.
+    for token in tokens:
+        if (read := base.family.as_read(token.placeholder)) != token.placeholder:
+            raise UserError(
+                f"the token {token.placeholder!r}: stock pipelines of {base.family.title} read it as {read!r}, which "
+                "would be another; call it that"
+            )
+    # The empty prompt of caption dropout names none.
+    naming = [[base.family.as_read(prompt) for prompt in own if prompt] for own in prompts]
     placeholders: dict[str, Placeholders] = {}
     notes: list[str] = []
     outcomes: list[list[str]] = [[] for _ in tokens]

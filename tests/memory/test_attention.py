@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.random_bases import deepfloyd_if
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import load_base
@@ -56,6 +62,16 @@ class Unscaled(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, encoder_hidden_states)
         finally:
             scale.remove()
+
+
+class BlindToPrompts(AttnAddedKVProcessor2_0):
+    """A kernel that passes a prompt over."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        assert encoder_hidden_states is not None
+        return super().__call__(attn, hidden_states, torch.zeros_like(encoder_hidden_states))
 
 
 class Kernels(UNet2DConditionModel):
@@ -140,3 +156,16 @@ def test_torchs_own_attention_is_not_trained_with_where_it_is_wrong(
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: kernel(q, k.detach(), v, **more))
     with pytest.raises(UserError, match="attention is wrong on this cpu device"):
         check_sdpa(lambda: outline(tiny_base, AttnProcessor2_0()), CPU, torch.float32)
+
+
+def test_a_u_net_that_attends_to_places_and_prompt_at_once_goes_on_doing_so(tmp_path: Path) -> None:
+    """As DeepFloyd IF's: by torch's own kernels, which are right; a wrong one is found."""
+    deepfloyd_if.write_pipeline(tmp_path, deepfloyd_if.SIZES["tiny"])
+    unet = load_base(str(tmp_path)).outline("unet")
+    unet.set_attn_processor(AttnAddedKVProcessor())
+    set_attention(unet, "sdpa")
+    assert {type(processor) for processor in unet.attn_processors.values()} == {AttnAddedKVProcessor2_0}
+    assert largest_difference(unet, CPU, torch.float32) < 1e-5
+    unet = load_base(str(tmp_path)).outline("unet")
+    unet.set_attn_processor(BlindToPrompts())
+    assert largest_difference(unet, CPU, torch.float32) > 0.1

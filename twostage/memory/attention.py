@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    ADDED_KV_ATTENTION_PROCESSORS,
+    CROSS_ATTENTION_PROCESSORS,
+    Attention,
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+)
 from torch import Tensor, nn
 
 from twostage.errors import UserError
@@ -19,6 +27,12 @@ from twostage.errors import UserError
 _TOKENS, _STATES = 256, 77
 # Largest relative difference, in the L2 norm, that rounding explains; TF32 does that of float32.
 ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# Of each kind of attention, which classes of diffusers compute it; by torch's own kernels; and written out.
+_KINDS = (
+    (CROSS_ATTENTION_PROCESSORS, AttnProcessor2_0, AttnProcessor),
+    # To a picture's own places and to a prompt at once, as in DeepFloyd IF.
+    (ADDED_KV_ATTENTION_PROCESSORS, AttnAddedKVProcessor2_0, AttnAddedKVProcessor),
+)
 
 
 def choose_attention(
@@ -77,7 +91,10 @@ def set_attention(unet: Any, choice: str) -> None:
         unet.enable_xformers_memory_efficient_attention()
     else:
         # diffusers' own way back, set_default_attn_processor, would write the attention matrix out.
-        unet.set_attn_processor(AttnProcessor2_0())
+        for layer in unet.modules():
+            for kind, own, _ in _KINDS:
+                if isinstance(layer, Attention) and isinstance(layer.processor, kind):
+                    layer.set_processor(own())
 
 
 def largest_difference(unet: Any, device: torch.device, dtype: torch.dtype) -> float:
@@ -115,9 +132,9 @@ def _fault(unet: Any, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _layers(unet: nn.Module) -> Iterator[Attention]:
     """One for each width of a head, to itself and to a prompt: kernels differ in the widths they have."""
-    seen = set()
+    seen, known = set(), tuple(one for kind, *_ in _KINDS for one in kind)
     for module in unet.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention) and isinstance(module.processor, known):
             kind = module.inner_dim // module.heads, module.is_cross_attention
             if kind not in seen:
                 seen.add(kind)
@@ -129,13 +146,15 @@ def _differences(layer: Attention, device: torch.device, dtype: torch.dtype) -> 
     for module in layer.modules():
         if isinstance(module, (nn.Linear, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
-    shown = [torch.randn(2, _TOKENS, layer.query_dim, device=device, requires_grad=True)]
-    if layer.is_cross_attention:
-        shown.append(torch.randn(2, _STATES, layer.cross_attention_dim, device=device, requires_grad=True))
-    weight = torch.randn(2, _TOKENS, layer.out_dim, device=device)
-    processor = layer.processor
+    added, processor = layer.added_kv_proj_dim is not None, layer.processor
+    places = (layer.query_dim, _TOKENS) if added else (_TOKENS, layer.query_dim)
+    shown = [torch.randn(2, *places, device=device, requires_grad=True)]
+    if layer.is_cross_attention or added:
+        width = layer.added_kv_proj_dim if added else layer.cross_attention_dim
+        shown.append(torch.randn(2, _STATES, width, device=device, requires_grad=True))
+    weight = torch.randn(2, *places, device=device)
     tried = _answers(layer, shown, weight, dtype)
-    layer.set_processor(AttnProcessor())
+    layer.set_processor(next(written for kind, _, written in _KINDS if isinstance(processor, kind))())
     right = _answers(layer, shown, weight, dtype)
     layer.set_processor(processor)
     return [

@@ -49,7 +49,8 @@ from twostage.reading import read_json
 from twostage.recipe import Adapter
 from twostage.weights import PICKLES, conversion
 
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# The last two are of attention that has a prompt's keys and values of its own.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 # What the names of `adapter.target_modules` stand for, beside the modules' own names and patterns.
 PRESETS = {
     "attention": _ATTENTION,

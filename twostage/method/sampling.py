@@ -109,10 +109,10 @@ def read_untouched(base: Base, pipeline: DiffusionPipeline) -> nn.Module:
 
 def reads_whole(pipeline: DiffusionPipeline, prompt: str) -> bool:
     """Whether the text encoder reads the prompt to its end."""
-    text = text_of(pipeline)
+    text, read = text_of(pipeline), family_of(pipeline).as_read(prompt)
     with quiet():
         lengths = [
-            len(own(written_out(text, prompt)).input_ids) <= own.model_max_length for own in text.tokenizers.values()
+            len(own(written_out(text, read)).input_ids) <= own.model_max_length for own in text.tokenizers.values()
         ]
     return any(lengths)  # What one of them cuts off, another may read.
 

@@ -1,0 +1,95 @@
+"""What the stages of DeepFloyd IF share, an open counterpart of Imagen (arXiv 2205.11487).
+
+T5 reads prompts, and U-Nets see pixels: one draws small pictures, the next enlarges them. They predict the noise and
+its variance; of that, training leaves as it is what the pretrained head makes of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from transformers import T5EncoderModel, T5Tokenizer
+
+from twostage.family import Family
+from twostage.family_parts import Drawing, Text, TextPart
+from twostage.prompt_states import PromptStates
+
+# Of a prompt, that the stock pipelines have T5 read, whatever the tokenizer's own limit.
+TOKENS = 77
+_COLOURS = 3
+
+
+class PixelStage(Family):
+    """One stage of the cascade. T5 is larger than all U-Nets together: it stays on the host, and does not learn."""
+
+    autoencoder = None
+    text = {"text_encoder": TextPart("tokenizer", T5EncoderModel, T5Tokenizer, learns=False)}
+    classes = {"unet": UNet2DConditionModel}
+    text_on_host = True
+    # Else the pipelines would clean prompts, and <rare> is an HTML tag to them.
+    call_arguments = {"clean_caption": "False"}
+
+    def load(self, folder: Path, name: str) -> Any:
+        """As in `Family`; the tokenizer cuts off where the stock pipelines have it do so."""
+        found = super().load(folder, name)
+        if name in self.tokenizers:
+            found.model_max_length = TOKENS
+        return found
+
+    def check_tokenizer(self, tokenizer: Any, config: Path) -> None:
+        """As in `Family`; T5 reads prompts of any length."""
+
+    def max_tokens(self, config: Mapping[str, Any]) -> int:
+        """As in `Family`."""
+        return TOKENS
+
+    def as_read(self, prompt: str) -> str:
+        """As in `Family`."""
+        return prompt.lower().strip()
+
+    def encode_text(self, text: Text, prompts: Sequence[str]) -> PromptStates:
+        """T5's last states, in which no token has seen those that fill the prompt up; (B, 77, D)."""
+        ((name, encoder),) = text.encoders.items()
+        read = text.tokenizers[name](
+            [self.as_read(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).to(encoder.device)
+        return PromptStates(states=encoder(read.input_ids, attention_mask=read.attention_mask)[0])
+
+    def channels(self, denoiser: Any) -> int:
+        """As in `Family`."""
+        return _COLOURS
+
+    def predict(
+        self, denoiser: Any, noisy: Tensor, timesteps: Tensor, states: PromptStates, given: Mapping[str, Tensor]
+    ) -> Tensor:
+        """As in `Family`; the variance is left out."""
+        output: Tensor = denoiser(noisy, timesteps, encoder_hidden_states=states["states"], return_dict=False)[0]
+        return output[:, :_COLOURS]
+
+    def denoise(self, pipeline: Any, states: PromptStates, nothing: PromptStates | None, drawing: Drawing) -> Tensor:
+        """As in `Family`."""
+        for generator in drawing.generators:  # The stock pipeline draws the noise itself, and takes none.
+            generator.manual_seed(generator.initial_seed())
+        pictures: Tensor = pipeline(
+            **self.prompt_arguments(states, nothing),
+            **self.picture_arguments(pipeline, drawing),
+            generator=drawing.generators,
+            num_inference_steps=drawing.num_inference_steps,
+            guidance_scale=drawing.guidance_scale,
+            width=drawing.size[0],
+            height=drawing.size[1],
+            output_type="pt",
+        ).images
+        return pictures
+
+    def picture_arguments(self, pipeline: Any, drawing: Drawing) -> dict[str, Any]:
+        """What a stock pipeline is called with beside prompts, and how pictures are drawn."""
+        return {}
