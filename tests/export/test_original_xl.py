@@ -77,6 +77,7 @@ def test_the_nets_of_these_tests_are_the_published_ones(published: dict[str, Any
 
 def test_names_and_shapes_are_those_of_the_published_checkpoint(published: dict[str, Any]) -> None:
     checkpoint = checkpoint_of(published)
+    assert LAYOUT.is_published(published["unet"])
     assert len(checkpoint) == 2515
     assert digest(checkpoint) == PUBLISHED
 

@@ -14,6 +14,7 @@ from twostage.errors import UserError
 from twostage.export import Options, Source, Written
 from twostage.export.shared.files import (
     EMBEDDINGS,
+    embedding_calls,
     load_checkpoint,
     load_embeddings,
     prediction,
@@ -48,6 +49,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     """The checkpoint, embeddings/ with a file for each token, and the .yaml where A1111 needs one."""
     checkpoint = save_checkpoint(source, options, folder)
     usage = [f"{checkpoint.name}: to models/Stable-diffusion/"]
+    calls: list[str] = []
     kind, ends_in_noise = prediction(source)
     if kind == "v_prediction" and not layout_of(source.base.family).told_by_keys:
         config = checkpoint.with_suffix(".yaml")
@@ -57,7 +59,8 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         usage += ["in its settings, set the noise schedule for sampling to Zero Terminal SNR"]
     for name, file in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [f"{EMBEDDINGS}/{file.name}: to embeddings/; write {file.stem} for {name}"]
-    usage += [f"with diffusers: {single_file_call(source, f'{{folder}}/{checkpoint.name}')}"]
+        calls += embedding_calls(source, options, name, f"{{folder}}/{EMBEDDINGS}/{file.name}")
+    usage += [f"with diffusers: {single_file_call(source, f'{{folder}}/{checkpoint.name}')}", *calls]
     return Written(usage + unknown_shapes(source, "A1111"))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from twostage.export import Options, Source, Written
 from twostage.export.shared.files import (
     EMBEDDINGS,
+    embedding_calls,
     load_checkpoint,
     load_embeddings,
     prediction,
@@ -38,8 +39,10 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     """The checkpoint, and embeddings/ with a file for each token."""
     checkpoint = save_checkpoint(source, options, folder)
     usage = [f"{checkpoint.name}: to models/checkpoints/"]
+    calls: list[str] = []
     for name, file in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [f"{EMBEDDINGS}/{file.name}: to models/embeddings/; write embedding:{file.stem} for {name}"]
+        calls += embedding_calls(source, options, name, f"{{folder}}/{EMBEDDINGS}/{file.name}")
     kind, ends_in_noise = prediction(source)
     is_told = layout_of(source.base.family).told_by_keys and kind == "v_prediction"
     if (kind == "v_prediction" or ends_in_noise) and not is_told:
@@ -47,7 +50,7 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         usage += [
             f"put a ModelSamplingDiscrete node behind it: sampling {_SAMPLING[kind]}, zsnr {str(ends_in_noise).lower()}"
         ]
-    usage += [f"with diffusers: {single_file_call(source, f'{{folder}}/{checkpoint.name}')}"]
+    usage += [f"with diffusers: {single_file_call(source, f'{{folder}}/{checkpoint.name}')}", *calls]
     return Written(usage + unknown_shapes(source, "ComfyUI"))
 
 

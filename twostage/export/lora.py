@@ -17,6 +17,7 @@ from twostage.export import Options, Source, Written
 from twostage.export.shared.files import (
     EMBEDDINGS,
     cast,
+    embedding_calls,
     embedding_usage,
     load_embeddings,
     main_file,
@@ -91,10 +92,12 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     stored = {name: cast(value, name, options) for name, value in tensors.items()}
     save(stored, file, **({} if options.naming == "diffusers" else _metadata(source, rank)))
     a1111 = "" if options.naming == "diffusers" else "for A1111 to models/Lora/, "
+    calls: list[str] = []
     usage = [f"{file.name}: rank {rank}; {a1111}for ComfyUI to models/loras/"]
     for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [embedding_usage(source, name, f"{EMBEDDINGS}/{embedding.name}")]
-    usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")']
+        calls += embedding_calls(source, options, name, f"{{folder}}/{EMBEDDINGS}/{embedding.name}")
+    usage += [f'with diffusers: pipe.load_lora_weights("{{folder}}/{file.name}")', *calls]
     return Written(usage, exact=options.rank is None, judge=partial(_judge, source, options))
 
 

@@ -76,7 +76,6 @@ def layout_of(family: Family) -> Layout:
     if family.pipeline not in LAYOUTS:
         known = " and ".join(layout.published for layout in LAYOUTS.values())
         raise UserError(
-            f"other programs' files are written of {known} here, and the base is a {family.pipeline}; choose "
-            f"{_EVERY_FAMILY}"
+            f"this format has names for {known} alone, and the base is a {family.pipeline}; choose {_EVERY_FAMILY}"
         )
     return LAYOUTS[family.pipeline]
