@@ -7,7 +7,7 @@ text encoders; a family says in what it differs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any, ClassVar, TypeAlias
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.errors import UserError
-from twostage.family_parts import Drawing, Shown, Text, TextPart, token_ids
+from twostage.family_parts import Drawing, Shown, Text, TextPart, pool_at_end, token_ids
 from twostage.flow import FlowMatching
 from twostage.prompt_states import PromptStates
 from twostage.quiet import quiet
@@ -37,7 +37,7 @@ class Family:
     """A family of text-to-image pipelines.
 
     Attributes:
-        pipeline: `_class_name` in the `model_index.json` of the folders it reads, a class of diffusers.
+        pipeline: `_class_name` in the `model_index.json` of the folders it reads.
         title: what people call it.
         denoiser: the component that stage 2 trains.
         autoencoder: the component that makes latents of pictures; None where the denoiser sees pixels.
@@ -47,6 +47,7 @@ class Family:
             denoiser.
         call_arguments: what its stock pipeline is called with beside a prompt and how pictures are drawn, as Python has
             it, `pipe` being the pipeline.
+        absent: components that the pipeline has a name for, and is told None in place of.
     """
 
     pipeline: ClassVar[str]
@@ -57,6 +58,12 @@ class Family:
     classes: ClassVar[Mapping[str, Any]] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
     text_on_host: ClassVar[bool] = False
     call_arguments: ClassVar[Mapping[str, str]] = {}
+    absent: ClassVar[tuple[str, ...]] = ()
+
+    def without(self, absent: Collection[str]) -> Family:
+        """The family as it is where a pipeline lacks these components, as its index says; itself where it needs them,
+        or none of them."""
+        return self
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -72,6 +79,12 @@ class Family:
     def components(self) -> tuple[str, ...]:
         """Components that training reads."""
         return (*self.tokenizers, "scheduler", *self.models)
+
+    @property
+    def kind(self) -> Any:
+        """The pipeline's class, of diffusers unless a family says otherwise."""
+        with quiet():  # The import warns of image processors that are not used here.
+            return getattr(diffusers, self.pipeline)
 
     @property
     def learning_encoders(self) -> tuple[str, ...]:
@@ -100,6 +113,9 @@ class Family:
         if lacking := sorted(info["missing_keys"]):  # The libraries would draw them at random, or leave them out.
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise ValueError(f"the weights lack {lacking[0]}{more}")
+        # Runs keep text encoders without tokenizers, and those that had theirs.
+        if name in self.text and self.text[name].pooled and (folder / self.text[name].tokenizer).is_dir():
+            pool_at_end(model, self.load(folder, self.text[name].tokenizer))
         return self._one_table(name, model).requires_grad_(False).eval()
 
     def check_tokenizer(self, tokenizer: Any, config: Path) -> None:
@@ -204,6 +220,10 @@ class Family:
         tokenizer = text.tokenizers[name]
         return PromptStates(states=encoder(token_ids(tokenizer, prompts).to(encoder.device))[0])
 
+    def unread(self, name: str, component: Any) -> Sequence[nn.Module]:
+        """Modules of a component, adapted or not, that nothing the denoiser is told depends on: they cannot learn."""
+        return ()
+
     def picture_conditions(self, shown: Shown, generator: torch.Generator) -> dict[str, Tensor]:
         """What the denoiser is told of one picture beside its noisy latents, by a name of the family's own.
 
@@ -243,10 +263,9 @@ class Family:
         The precision is named because transformers otherwise keeps that of the files: with weights stored as float16,
         text encoder and denoiser would not fit together.
         """
-        with quiet():  # The import warns of image processors that are not used here.
-            kind = getattr(diffusers, self.pipeline)
+        kind = self.kind
         known = signature(kind.__init__).parameters
-        left_out: dict[str, Any] = {name: None for name in _LEFT_OUT if name in known}
+        left_out: dict[str, Any] = {name: None for name in (*_LEFT_OUT, *self.absent) if name in known}
         if "requires_safety_checker" in known:
             left_out["requires_safety_checker"] = False
         return kind.from_pretrained(

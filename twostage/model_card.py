@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import diffusers
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -39,6 +38,8 @@ _TOLD = ("placeholder", "num_vectors", "batch_size", "train", "kind", "rank")
 def base_facts(base: Base) -> dict[str, str]:
     """What a card says of a base: its pipeline, hub id and licence, as far as they are known without asking the hub."""
     facts = {"pipeline": base.family.pipeline}
+    if base.family.absent:
+        facts["absent"] = " ".join(base.family.absent)
     if base.source == "pocket":
         return facts | {"license": POCKET_LICENSE}
     if not os.path.isdir(os.path.expanduser(base.source)):
@@ -98,7 +99,8 @@ class Card:
     def _family(self) -> Family:
         """Runs that do not tell theirs are older than all others but one."""
         families = known_families()
-        return families.get(self._base_facts.get("pipeline", ""), families["StableDiffusionPipeline"])
+        family = families.get(self._base_facts.get("pipeline", ""), families["StableDiffusionPipeline"])
+        return family.without(self._base_facts.get("absent", "").split())
 
     @property
     def _adapters(self) -> list[str]:
@@ -202,7 +204,9 @@ class Card:
             kinds[name] = (kind.__module__.partition(".")[0], kind.__name__)
         own = sorted({kind for library, kind in kinds.values() if library == "diffusers"})
         yield "import torch"
-        yield f"from diffusers import {', '.join([family.pipeline, *own])}"
+        of_diffusers = family.kind.__module__.partition(".")[0] == "diffusers"
+        if named := [*([family.pipeline] if of_diffusers else []), *own]:
+            yield f"from diffusers import {', '.join(named)}"
         keyed = bool(self._embeddings) and not self._is_read_by_diffusers
         if keyed:
             yield "from huggingface_hub import snapshot_download"
@@ -212,6 +216,8 @@ class Card:
             yield "from safetensors.torch import load_file"
         if others := sorted({kind for library, kind in kinds.values() if library == "transformers"}):
             yield f"from transformers import {', '.join(others)}"
+        if not of_diffusers:
+            yield f"from {family.kind.__module__} import {family.pipeline}"
         if self.base == "pocket":
             yield "from twostage.pocket import pocket_folder"
         yield ""
@@ -220,6 +226,7 @@ class Card:
         for name, (_, kind_name) in kinds.items():
             yield f"{name} = {kind_name}.from_pretrained(repo, subfolder={name!r})"
             arguments.append(f"{name}={name}")
+        arguments += [f"{name}=None" for name in family.absent]
         yield f"base = {'pocket_folder()' if self.base == 'pocket' else repr(self.base)}"
         given = ", ".join(["base", *arguments, "torch_dtype=torch.float32"])
         yield f"pipe = {family.pipeline}.from_pretrained({given})"
@@ -238,7 +245,7 @@ class Card:
     def _is_read_by_diffusers(self) -> bool:
         """Whether a token's file is one that stock pipelines of the family load by themselves."""
         part = next(iter(self._family.text.values()))
-        return not part.key and hasattr(getattr(diffusers, self._family.pipeline), "load_textual_inversion")
+        return not part.key and hasattr(self._family.kind, "load_textual_inversion")
 
     def _python_of_tokens(self) -> Iterator[str]:
         if self._is_read_by_diffusers:
@@ -258,6 +265,10 @@ class Card:
                 table = f"pipe.{encoder}.get_input_embeddings().weight"
                 yield f"pipe.{encoder}.resize_token_embeddings(max(len({table}), max(ids) + 1), mean_resizing=False)"
                 yield f"{table}.data[ids] = rows[{(part.key or name)!r}]"
+        for encoder, part in self._family.text.items():
+            if part.pooled:
+                yield f"# As published, {encoder} would take the token for the prompt's end."
+                yield f"pipe.{encoder}.text_model.eos_token_id = pipe.{part.tokenizer}.eos_token_id"
 
     @property
     def _token_files(self) -> list[str]:

@@ -26,7 +26,7 @@ def own_base(tiny_base: Path, tmp_path: Path) -> Path:
 def test_components_are_those_of_stock_diffusers(tiny_base: Path) -> None:
     base, stock = load_base(str(tiny_base)), StableDiffusionPipeline.from_pretrained(tiny_base)
     for name in ("text_encoder", "vae", "unet"):
-        ours, theirs = getattr(base, name), getattr(stock, name)
+        ours, theirs = base.component(name), getattr(stock, name)
         assert type(ours) is type(theirs)
         assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in ours.state_dict().items())
         assert not ours.training
@@ -53,7 +53,7 @@ def test_weights_stored_as_float16_are_float32_in_training_and_drawing(tmp_path:
     base = load_base(str(tmp_path / "base"))
     pipeline = assemble(base)
     for name in ("text_encoder", "vae", "unet"):
-        assert {getattr(owner, name).dtype for owner in (base, pipeline)} == {torch.float32}
+        assert base.component(name).dtype == getattr(pipeline, name).dtype == torch.float32
     pipeline("a dog", num_inference_steps=1)
 
 
@@ -215,7 +215,7 @@ def test_weights_that_lack_a_tensor_are_refused(own_base: Path, part: str, file:
     tensors = load_file(weights)
     tensors["another"] = tensors.pop(sorted(tensors)[0])
     save_file(tensors, weights, {"format": "pt"})
-    for use in (assemble, lambda base: getattr(base, part)):
+    for use in (assemble, lambda base: base.component(part)):
         with pytest.raises(UserError, match=f"cannot load .*{part}: the weights lack "):
             use(load_base(str(own_base)))
 

@@ -60,7 +60,7 @@ def test_a_recipe_trains_on_a_family_and_stock_diffusers_draws_the_same_picture(
         "adapter": folder / "adapter" / family.denoiser,
     }
     assert {leaves for leaves, path in moved.items() if path.is_dir()} == set(LEAVES[name])
-    facts = json.loads((folder / "run.json").read_text())
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert facts["finished"] and not re.search("failed", json.dumps(facts["checks"]))
     if "embedding" in LEAVES[name]:
         (file,) = (folder / "embedding").iterdir()
@@ -105,6 +105,6 @@ def shortened(name: str) -> dict[str, object]:
 
 def python_of(card: Path, picture: Path) -> str:
     """The card's code for diffusers, which draws in four steps and writes its picture to `picture`."""
-    code = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)[1]
     code = code.replace("generator=generator)", "generator=generator, num_inference_steps=4, guidance_scale=5.0)")
     return code.replace("'picture.png'", repr(str(picture)))

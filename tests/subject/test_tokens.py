@@ -141,7 +141,7 @@ def test_stock_diffusers_loads_the_file(pipeline, tokenizer, text_encoder, tmp_p
     with torch.no_grad():
         text_encoder.get_input_embeddings().weight[placeholder.token_ids] = torch.randn(num_vectors, 16)
     path = tmp_path / embedding_file_name("<rare>")
-    save_embedding(path, placeholder, rows_of(text_encoder)[placeholder.token_ids])
+    save_embedding(path, placeholder.name, rows_of(text_encoder)[placeholder.token_ids])
 
     pipeline.load_textual_inversion(str(path))
 
@@ -162,7 +162,7 @@ def test_save_then_load_gives_name_and_rows(tmp_path):
     save_embedding(tmp_path / "new" / "rare.safetensors", "<rare>", rows)
     name, loaded = load_embedding(tmp_path / "new" / "rare.safetensors")
     assert name == "<rare>"
-    assert torch.equal(loaded, rows)
+    assert torch.equal(loaded[""], rows)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["rare.safetensors"]
 
 

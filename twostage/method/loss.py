@@ -13,7 +13,7 @@ from twostage.errors import UserError
 from twostage.family import NoiseScheduler
 from twostage.flow import FlowMatching
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Noisy latents, timesteps and what is given with the pictures -> the denoiser's output.
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -136,11 +136,11 @@ def denoising_target(noise_scheduler: NoiseScheduler, latents: Tensor, noise: Te
     """What the denoiser should put out: the noise, the velocity (arXiv 2202.00512), the latents themselves, or, of a
     flow, what leads from them to the noise (arXiv 2210.02747)."""
     kind = noise_scheduler.config.prediction_type
+    if isinstance(noise_scheduler, FlowMatching):
+        return noise - latents
     assert kind in PREDICTION_TYPES, kind
     if kind == "epsilon":
         return noise
-    if isinstance(noise_scheduler, FlowMatching):
-        return noise - latents
     return noise_scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents
 
 
@@ -151,5 +151,5 @@ def check_prediction_type(noise_scheduler: NoiseScheduler) -> None:
         UserError: naming what it predicts.
     """
     kind = noise_scheduler.config.prediction_type
-    if kind not in PREDICTION_TYPES:
+    if kind not in PREDICTION_TYPES and not isinstance(noise_scheduler, FlowMatching):
         raise UserError(f"the base's scheduler predicts {kind!r}; known are {', '.join(PREDICTION_TYPES)}")
