@@ -1,4 +1,4 @@
-"""Streaming: a U-Net's blocks wait on the host, and each is on the card only while it is used.
+"""Streaming: a denoiser's blocks wait on the host, and each is on the card only while it is used.
 
 A step then runs as it would with all of them on the card, bit for bit. In the forward pass a block's weights come, and
 go when the next block is entered; what it computed on the way is dropped, as gradient checkpointing does. In the
@@ -17,21 +17,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from twostage.memory.blocks import blocks_of
 from twostage.memory.host import empty_on_host, wait_for_copies
-
-# What a U-Net's weights are in, but for a thirtieth.
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock, Downsample2D, Upsample2D)
 
 
 class Streaming:
-    """The blocks of a U-Net that are streamed. From when it is made, the U-Net is used like any other.
+    """The blocks of a denoiser that are streamed. From when it is made, it is used like any other.
 
     While a weight is away, its parameter is a tensor of the same device, shape and dtype that is NaN throughout and
     occupies one element. Vectors (biases, norms) stay on the card, a thousandth of it all; so does what blocks have
@@ -48,7 +43,8 @@ class Streaming:
     def __init__(self, net: Any, share: float, card: torch.device) -> None:
         self._net, self._card = net, card
         self._coming, self._going = _Copies(card), _Copies(card)
-        trains = all(parameter.requires_grad for parameter in net.parameters())
+        adapted = any(isinstance(module, BaseTunerLayer) for module in net.modules())
+        trains = not adapted and any(parameter.requires_grad for parameter in net.parameters())
         self._blocks = [_Block(module, card, trains) for module in _choose(net, share)]
         self._here: list[_Block] = []
         self._left: list[tuple[list[Tensor], Any]] = []
@@ -111,9 +107,10 @@ class Streaming:
 
         # Of this form of it, the graph is the block's own: gradients are added up in the same order as without.
         output = checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-        if output.requires_grad:
-            # It recomputes once something is asked for that it has dropped, and frozen layers may drop nothing.
-            output.register_hook(lambda _: self._enter(block, backward=True))
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if tensor is not None and tensor.requires_grad:
+                # It recomputes once something is asked for that it has dropped, and frozen layers may drop nothing.
+                tensor.register_hook(lambda _: self._enter(block, backward=True))
         return output
 
     @contextmanager
@@ -268,22 +265,13 @@ def _wait_for(event: Any) -> None:
 def _choose(net: nn.Module, share: float) -> list[nn.Module]:
     """Every so many-th block, counted by their bytes."""
     chosen, due = [], 0.0
-    for block in _blocks(net):
+    for block in blocks_of(net):
         size = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
         due += share * size
         if size and due >= size / 2:
             chosen.append(block)
             due -= size
     return chosen
-
-
-def _blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """Outermost ones; none is in another."""
-    for child in net.children():
-        if isinstance(child, _BLOCKS):
-            yield child
-        else:
-            yield from _blocks(child)
 
 
 def _nothing(tensor: Tensor, card: torch.device) -> Tensor:

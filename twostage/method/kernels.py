@@ -1,4 +1,4 @@
-"""How the U-Net computes: memory format, TF32, compiled blocks."""
+"""How the denoiser computes: memory format, TF32, compiled blocks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from twostage.lack import lacks_memory
+from twostage.memory.blocks import blocks_of
 from twostage.recipe import Speed
 
-# What a U-Net computes in, but for little. Compiled one by one, since blocks of equal sizes share what was compiled.
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
-# Sizes of blocks that a U-Net has at most; Stable Diffusion 1.5 has 18, and torch gives up after 8.
+# A single convolution each, and a size of its own.
+_TOO_LITTLE = (Downsample2D, Upsample2D)
+# Sizes of blocks that a denoiser has at most; Stable Diffusion 1.5 has 18, and torch gives up after 8.
 _SIZES = 64
 
 
@@ -26,17 +27,17 @@ def set_precision(speed: Speed, device: torch.device) -> None:
         torch.set_float32_matmul_precision("high" if speed.tf32 else "highest")
 
 
-def lay_out(unet: nn.Module, speed: Speed) -> None:
-    """Have a U-Net's weights in the memory format that the recipe says; what passes through follows them."""
+def lay_out(denoiser: nn.Module, speed: Speed) -> None:
+    """Have a denoiser's weights in the memory format that the recipe says; what passes through follows them."""
     if speed.channels_last:
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_blocks(unet: nn.Module, attempt: Callable[[], object], *, graphs: bool, fixed: bool) -> str:
-    """Compile the blocks of a U-Net, if that can be done here.
+def compile_blocks(denoiser: nn.Module, attempt: Callable[[], object], *, graphs: bool, fixed: bool) -> str:
+    """Compile the blocks of a denoiser, if that can be done here.
 
     Args:
-        unet: on its device, all its options set.
+        denoiser: on its device, all its options set.
         attempt: uses it as training will, forward and backward, and keeps nothing: torch compiles at first use.
         graphs: replay as CUDA graphs.
         fixed: whether everything that passes through always has the same shape.
@@ -50,9 +51,9 @@ def compile_blocks(unet: nn.Module, attempt: Callable[[], object], *, graphs: bo
     # Under another name before torch 2.6.
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, max(_SIZES, getattr(torch._dynamo.config, limit)))
-    for block in _blocks(unet):
+    for block in _blocks(denoiser):
         block.compile(mode="reduce-overhead" if graphs else None, dynamic=False if fixed else None)
-    marking = unet.register_forward_pre_hook(_begin_graphs) if graphs else None
+    marking = denoiser.register_forward_pre_hook(_begin_graphs) if graphs else None
     try:
         attempt()
     except RuntimeError as error:  # All that the compiler raises is one.
@@ -60,7 +61,7 @@ def compile_blocks(unet: nn.Module, attempt: Callable[[], object], *, graphs: bo
             raise
         if marking:
             marking.remove()
-        for block in _blocks(unet):
+        for block in _blocks(denoiser):
             block._compiled_call_impl = None
         torch._dynamo.reset()
         reason = " ".join(str(error).split())[:120]
@@ -71,9 +72,9 @@ def compile_blocks(unet: nn.Module, attempt: Callable[[], object], *, graphs: bo
 
 
 @contextmanager
-def interpreted(unet: nn.Module) -> Iterator[None]:
+def interpreted(denoiser: nn.Module) -> Iterator[None]:
     """Within it, what was compiled is not used: for other shapes, few times, compiling anew would take longer."""
-    compiled = [(block, block._compiled_call_impl) for block in _blocks(unet)]
+    compiled = [(block, block._compiled_call_impl) for block in _blocks(denoiser)]
     for block, _ in compiled:
         block._compiled_call_impl = None
     try:
@@ -83,8 +84,9 @@ def interpreted(unet: nn.Module) -> Iterator[None]:
             block._compiled_call_impl = call
 
 
-def _blocks(unet: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in unet.modules() if isinstance(module, _BLOCKS))
+def _blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
+    """What it computes in, but for little. Compiled one by one, since blocks of equal sizes share what was compiled."""
+    return (block for block in blocks_of(denoiser) if not isinstance(block, _TOO_LITTLE))
 
 
 def _begin_graphs(*_: Any) -> None:
