@@ -108,7 +108,7 @@ def files_to_push(folder: RunFolder, recipe: Recipe, repo: str) -> dict[str, Pat
             raise UserError(f"{path} is a link to a file that is no part of the run; put the file itself there to push")
         if path.is_file() and not path.name.startswith("."):
             files[path.relative_to(folder.path).as_posix()] = path
-    if "adapter/unet/adapter_config.json" in files and local:
+    if local:
         files |= _without_path(files, base)
     return files
 

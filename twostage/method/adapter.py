@@ -49,12 +49,13 @@ from twostage.reading import read_json
 from twostage.recipe import Adapter
 from twostage.weights import PICKLES, conversion
 
-# The last two are of attention that has a prompt's keys and values of its own.
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
+# The last four are of attention in which prompts have projections of their own.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 # What the names of `adapter.target_modules` stand for, beside the modules' own names and patterns.
 PRESETS = {
     "attention": _ATTENTION,
-    "attention+ff": (*_ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "attention+ff": (*_ATTENTION, *_FEED_FORWARD),
     "all": ("down_blocks.*", "mid_block.*", "up_blocks.*", "transformer_blocks.*"),
 }
 
