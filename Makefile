@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## learn a subject from four pictures of it, and draw 
 
 # Each test computes on one thread; a worker holds about 1.5 GB.
 test: $(VENV)/.installed-dev  ## every test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev  ## every check but the tests
 	$(BIN)/ruff check

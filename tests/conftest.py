@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from PIL import Image, ImageDraw
 from benchmarks.random_sd15 import SIZES, write_pipeline
 from twostage.display import Display
 from twostage.recipe import Checkpoints, Data, Recipe, Sample, Stage1, Stage2, Token
+
+# Files that take a minute and more: begun last, each would have the other processes wait for it.
+_LONG = ("test_strategies.py", "test_comparison.py", "test_fuzz.py", "test_rehearsal.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where there are several processes, the longest files are begun first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +91,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("user") / "cache"
     monkeypatch.setenv("TWOSTAGE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Each run collects garbage a few times, and would look through all that was ever imported: half of a tiny run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

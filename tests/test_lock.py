@@ -14,9 +14,10 @@ from tests.watching import Watcher, assert_same_bits, ctrl_c, without
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.lock import Lock
-from twostage.recipe import Recipe
+from twostage.recipe import Recipe, Sample
 from twostage.recipe_file import dump_recipe
 from twostage.run import train
+from twostage.run_folder import RunFolder
 
 TRAIN = """
 import sys
@@ -72,7 +73,8 @@ def test_of_two_that_begin_at_once_one_goes_on_and_one_is_refused(recipe_file: P
 
 def test_a_killed_process_keeps_nobody_out(tiny_recipe: Recipe, tmp_path: Path) -> None:
     assert tiny_recipe.stage2
-    long = without(tiny_recipe, stage2=tiny_recipe.stage2.model_copy(update={"steps": 300}))
+    stage2 = tiny_recipe.stage2.model_copy(update={"steps": 300})
+    long = without(tiny_recipe, stage2=stage2, sample=Sample(per_prompt=0))
     (tmp_path / "long.toml").write_text(dump_recipe(long), encoding="utf-8")
     one = starts(tmp_path / "long.toml", tmp_path / "run")
     while not list((tmp_path / "run").glob("checkpoints/stage2-*")):
@@ -80,7 +82,9 @@ def test_a_killed_process_keeps_nobody_out(tiny_recipe: Recipe, tmp_path: Path) 
         time.sleep(0.01)
     one.send_signal(signal.SIGKILL)
     one.wait()
+    place = RunFolder(tmp_path / "run").checkpoints.newest_place()
+    assert place and place < (2, 290)
     with pytest.raises(KeyboardInterrupt):
-        train(long, tmp_path / "run", resume=True, display=Watcher(("stage 2", 280), ctrl_c))
-    assert (tmp_path / "run" / "checkpoints" / "stage2-000280").is_dir()
+        train(long, tmp_path / "run", resume=True, display=Watcher(("stage 2", place[1] + 2), ctrl_c))
+    assert (tmp_path / "run" / "checkpoints" / f"stage2-{place[1] + 2:06d}").is_dir()
     assert not (tmp_path / "run" / Lock.NAME).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import signal
@@ -188,6 +189,7 @@ def _live(
     """The life of the forked process; it never returns."""
     code = 1
     try:
+        gc.freeze()  # Else each run would go through all that was imported, several times.
         torch.set_num_threads(1)
         os.environ["TWOSTAGE_CACHE"] = str(place / "cache")
         telling = _Teller(note, place, kill.operation if kill else 0, None if kill else log)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _APART = ["unshare", "--map-root-user", "--mount"]
 
 _SCRIPT = """
-import os, subprocess, sys
+import gc, os, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", small], check=
 recipe = load_recipe(str(sound / "recipe.toml"))
 for number, left in enumerate(map(int, sys.argv[3:])):
     folder, filler = RunFolder(small / f"run{number}"), small / "filler"
+    gc.freeze()  # Else each run would go through all that was imported, several times.
 
     def fill():
         usage = os.statvfs(small)

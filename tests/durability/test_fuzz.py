@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind are read, or refused in one line: 200 of those that `benchmarks.fuzz` makes."""
+"""Damaged inputs of every kind are read, or refused in one line: 120 of those that `benchmarks.fuzz` makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if not sys.platform.startswith("linux"):
 from benchmarks.fuzz.inputs import Fuzz, Tried
 from benchmarks.fuzz.kinds import KINDS
 
-INPUTS = 200
+INPUTS = 120
 # Kind and number of inputs, of seed 0, that once failed beyond those. What is damaged depends on the material, so each
 # has a test of its own beside the module that it was mended in, too.
 SEEDS = (

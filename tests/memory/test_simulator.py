@@ -1,5 +1,7 @@
 """What is followed, with values and without."""
 
+import gc
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -7,7 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from twostage.memory.simulator import simulation, without_values
+from twostage.memory.simulator import collected_on_demand, simulation, without_values
 from twostage.memory.storages import StorageTrace
 
 
@@ -123,3 +125,11 @@ def test_a_net_is_converted_in_place():
         net.to(torch.bfloat16)
         assert net.weight is weight
         assert trace.current == 20000
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_a_caller_keeps_from_the_collector_is_kept_from_it_afterwards_and_nothing_else_is(frozen):
+    gc.freeze() if frozen else gc.unfreeze()
+    with collected_on_demand():
+        assert gc.get_freeze_count() > 0
+    assert (gc.get_freeze_count() > 0) == frozen

@@ -59,13 +59,14 @@ def without_values(net: nn.Module) -> nn.Module:
 def collected_on_demand() -> Iterator[None]:
     """Within it, Python collects garbage when it is told to, and not when it pleases, which would be another peak; and
     it does not look through all that the libraries have loaded, which would take longer than what is simulated."""
-    usual = gc.isenabled()
+    usual, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:  # Else it is the caller's, who would have the rest thawed too.
+            gc.unfreeze()
         if usual:
             gc.enable()
 
