@@ -21,6 +21,7 @@ class TextPart:
             token's name.
         learns: whether stage 2 may train it.
         adapted: names of its modules that get an adapter then.
+        pooled: whether it is a CLIP text encoder of which the denoiser is told the state of the whole prompt too.
     """
 
     tokenizer: str
@@ -29,6 +30,7 @@ class TextPart:
     key: str = ""
     learns: bool = True
     adapted: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Text:
     """What reads prompts: tokenizers and text encoders by the component's name of the latter, in the family's order.
 
     Attributes:
-        settings: of the pipeline, as its `model_index.json` has them.
+        settings: of the pipeline, as its `model_index.json` has them; and, as "denoiser", the denoiser's configuration.
     """
 
     tokenizers: Mapping[str, Any]
@@ -85,3 +87,13 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return ids
+
+
+def pool_at_end(encoder: Any, tokenizer: Any) -> None:
+    """Have a CLIP text encoder give the state at a prompt's end for that of the whole prompt.
+
+    The published configurations name another token as the end, and transformers then gives the state at the highest id:
+    that of a token that was added, which has seen nothing of what comes after it.
+    """
+    encoder.config.eos_token_id = tokenizer.eos_token_id
+    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id

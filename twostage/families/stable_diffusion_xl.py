@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from twostage.family import Family
@@ -22,7 +22,7 @@ class StableDiffusionXL(Family):
     title = "Stable Diffusion XL"
     text = {
         "text_encoder": TextPart("tokenizer", CLIPTextModel, CLIPTokenizer, "clip_l"),
-        "text_encoder_2": TextPart("tokenizer_2", CLIPTextModelWithProjection, CLIPTokenizer, "clip_g"),
+        "text_encoder_2": TextPart("tokenizer_2", CLIPTextModelWithProjection, CLIPTokenizer, "clip_g", pooled=True),
     }
 
     def encode_text(self, text: Text, prompts: Sequence[str]) -> PromptStates:
@@ -37,6 +37,13 @@ class StableDiffusionXL(Family):
             return found
         said = torch.tensor([bool(prompt) for prompt in prompts], device=found.device)
         return found.each(lambda tensor: tensor * said.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype))
+
+    def unread(self, name: str, component: Any) -> Sequence[nn.Module]:
+        """Of the first text encoder, what comes after its last state but one."""
+        if name != "text_encoder":
+            return ()
+        encoder = getattr(component, "text_model", component)  # Not there since transformers 5.
+        return (encoder.encoder.layers[-1], encoder.final_layer_norm)
 
     def picture_conditions(self, shown: Shown, generator: torch.Generator) -> dict[str, Tensor]:
         """Size of the photo, corner of the cut and size of what training sees, each as height and width."""

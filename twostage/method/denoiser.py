@@ -69,6 +69,8 @@ def open_for_training(base: Base, name: str, options: Stage2, adapter: Adapter |
         add_adapter(component, adapter, target_modules(base.family, name, adapter), seed)
     else:
         return component
+    for module in base.family.unread(name, component):
+        module.requires_grad_(False)
     if options.gradient_checkpointing:
         checkpoint_gradients(component)
     return component

@@ -15,6 +15,7 @@ from twostage.errors import UserError
 from twostage.export import Options, Source
 from twostage.export.shared.layouts import LAYOUTS, layout_of
 from twostage.export.shared.original import original_checkpoint
+from twostage.family_parts import pool_at_end
 from twostage.quiet import quiet
 from twostage.subject.token_files import embedding_file_name, keyed_rows
 from twostage.subject.tokens import add_learned, embedding_table
@@ -93,6 +94,8 @@ def load_embeddings(pipeline: DiffusionPipeline, source: Source, options: Option
             for encoder, part in parts.items():
                 net, tokenizer = getattr(pipeline, encoder), getattr(pipeline, part.tokenizer)
                 pipeline.load_textual_inversion(keyed[part.key], token=name, text_encoder=net, tokenizer=tokenizer)
+    for encoder in _pooled(source):
+        pool_at_end(getattr(pipeline, encoder), getattr(pipeline, parts[encoder].tokenizer))
 
 
 def embedding_calls(source: Source, options: Options, name: str, file: str) -> list[str]:
@@ -110,7 +113,16 @@ def embedding_calls(source: Source, options: Options, name: str, file: str) -> l
             f"tokenizer=pipe.{part.tokenizer})"
             for encoder, part in parts.items()
         ),
+        *(
+            f"pipe.{encoder}.text_model.eos_token_id = pipe.{parts[encoder].tokenizer}.eos_token_id"
+            for encoder in _pooled(source)
+        ),
     ]
+
+
+def _pooled(source: Source) -> list[str]:
+    """Text encoders that would take the token for the end of the prompt, and stock diffusers lets them."""
+    return [name for name, part in source.base.family.text.items() if part.pooled]
 
 
 def reads_tokens(source: Source) -> bool:
