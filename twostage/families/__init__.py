@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
@@ -121,9 +121,11 @@ class Base:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Of the pipeline, beside its components."""
+        """Of the pipeline, beside its components; and the denoiser's."""
         parts = read_json(self.folder / "model_index.json")
-        return {name: value for name, value in parts.items() if not isinstance(value, list)}
+        with loading(self.folder / self.family.denoiser):
+            denoiser = read_json(self.folder / self.family.denoiser / "config.json")
+        return {name: value for name, value in parts.items() if not isinstance(value, list)} | {"denoiser": denoiser}
 
     @cached_property
     def noise_scheduler(self) -> NoiseScheduler:
@@ -277,7 +279,8 @@ def trained_components() -> list[str]:
 
 def family_of(pipeline: Any) -> Family:
     """The family of a stock pipeline that has been loaded."""
-    return known_families()[type(pipeline).__name__]
+    absent = {name for name, component in pipeline.components.items() if component is None}
+    return known_families()[type(pipeline).__name__].without(absent)
 
 
 def _family_of(folder: Path, base: str) -> Family:
@@ -293,7 +296,12 @@ def _family_of(folder: Path, base: str) -> Family:
     if not isinstance(name, str) or name not in families:
         raise UserError(f"base {base!r} is a {name}, which is not known; known are: {', '.join(sorted(families))}")
     refuse_code(parts, index)
-    return families[name]
+    return families[name].without(absent_parts(parts))
+
+
+def absent_parts(index: Mapping[str, Any]) -> set[str]:
+    """The components that a pipeline does without, by its `model_index.json`."""
+    return {name for name, value in index.items() if isinstance(value, list) and not any(value)}
 
 
 def _files(folder: Path, components: Iterable[str]) -> list[Path]:

@@ -14,6 +14,7 @@ from twostage.errors import UserError
 from twostage.families import Base, family_of, load_part, work_in_tiles
 from twostage.family import Family
 from twostage.family_parts import Drawing, Text
+from twostage.flow import FlowMatching
 from twostage.lack import lacks_memory
 from twostage.loading import loading
 from twostage.memory.heap import give_back
@@ -63,13 +64,16 @@ def check_steps(base: Base, num_inference_steps: int) -> None:
         UserError: it cannot; a PNDM scheduler that starts with Runge-Kutta steps, for one, needs at least four.
     """
     scheduler = base.pipeline(**dict.fromkeys((*base.family.tokenizers, *base.family.models))).scheduler
+    # Any number will do for how far a flow's levels are moved for the size of a picture.
+    told = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     with loading(base.folder / "scheduler"):
         try:
-            scheduler.set_timesteps(num_inference_steps)
+            scheduler.set_timesteps(num_inference_steps, **told)
         except ValueError as error:
             raise _impossible_steps(scheduler, num_inference_steps) from error
-    # Some schedulers take more steps than there are noise levels, and fail half way.
-    if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+    # Some schedulers take more steps than there are noise levels, and fail half way. A flow has levels without end.
+    flow = isinstance(base.noise_scheduler, FlowMatching)
+    if not flow and scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
         raise _impossible_steps(scheduler, num_inference_steps)
 
 
@@ -123,7 +127,7 @@ def text_of(pipeline: DiffusionPipeline) -> Text:
     return Text(
         {name: getattr(pipeline, part.tokenizer) for name, part in parts.items()},
         {name: getattr(pipeline, name) for name in parts},
-        dict(pipeline.config),
+        dict(pipeline.config) | {"denoiser": denoiser_of(pipeline).config},
     )
 
 

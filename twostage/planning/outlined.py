@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from twostage.errors import UserError
-from twostage.families import Base, known_families, load_base
+from twostage.families import Base, absent_parts, known_families, load_base
 from twostage.family_parts import Shown
 from twostage.memory.simulator import without_values
 from twostage.method.examples import Batch, Examples
@@ -80,8 +80,8 @@ def outline_base(name: str) -> OutlinedBase:
         base = load_base(name)
         return OutlinedBase(base.source, base.folder, base.family, base.resolution, base.reduction)
     folder = known[name]
-    pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    family = known_families()[pipeline]
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    family = known_families()[index["_class_name"]].without(absent_parts(index))
     return OutlinedBase(name, folder, family, *family.resolution(folder))
 
 

@@ -1,0 +1,70 @@
+"""What families have in common, whichever they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from twostage.families import known_families, load_base
+from twostage.families.stable_diffusion import StableDiffusion
+from twostage.flow import FlowMatching
+from twostage.method.sampling import assemble, check_steps
+
+
+class Flowing(StableDiffusion):
+    """As if a Stable Diffusion had learned a flow."""
+
+    def noise_scheduler(self, folder: Path) -> FlowMatching:
+        return FlowMatching.read(folder / "scheduler")
+
+
+class Lacking(StableDiffusion):
+    """What is asked for where an index says that there is no image encoder."""
+
+    absent = ("image_encoder",)
+
+
+class Choosing(StableDiffusion):
+    def without(self, absent: Any) -> StableDiffusion:
+        return Lacking() if "image_encoder" in absent else self
+
+
+@pytest.fixture
+def own_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base that a test may change."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
+
+
+def test_a_base_is_of_the_family_that_does_without_what_its_index_lacks(
+    own_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(known_families(), "StableDiffusionPipeline", Choosing())
+    index = own_base / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    for told, kind in ((parts | {"image_encoder": [None, None]}, Lacking), ({"safety_checker": [None] * 2}, Choosing)):
+        index.write_text(json.dumps({name: parts[name] for name in parts if name != "image_encoder"} | told))
+        base = load_base(str(own_base))
+        assert type(base.family) is kind
+    assert "image_encoder" not in base.settings
+    assert base.settings["denoiser"] == json.loads((own_base / "unet" / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_flow_is_drawn_in_any_number_of_steps(own_base: Path, monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    """Its highest level is the last timestep, which other schedulers do not have."""
+    monkeypatch.setitem(known_families(), "StableDiffusionPipeline", Flowing())
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic).save_pretrained(own_base / "scheduler")
+    index = own_base / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8")) | {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    }
+    index.write_text(json.dumps(parts))
+    base = load_base(str(own_base))
+    assert type(assemble(base).scheduler) is FlowMatchEulerDiscreteScheduler
+    for steps in (1, 25, 2000):
+        check_steps(base, steps)
