@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import (
     AttnAddedKVProcessor,
     AttnAddedKVProcessor2_0,
     AttnProcessor,
     AttnProcessor2_0,
+    JointAttnProcessor2_0,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -169,3 +170,36 @@ def test_a_u_net_that_attends_to_places_and_prompt_at_once_goes_on_doing_so(tmp_
     unet = load_base(str(tmp_path)).outline("unet")
     unet.set_attn_processor(BlindToPrompts())
     assert largest_difference(unet, CPU, torch.float32) > 0.1
+
+
+def joint_outline(qk_norm: str | None = None) -> Any:
+    """Of a transformer whose prompts and pictures attend to each other."""
+    with torch.device("meta"):
+        return SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            caption_projection_dim=16,
+            pooled_projection_dim=10,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,) if qk_norm else (),
+            qk_norm=qk_norm,
+        )
+
+
+@pytest.mark.parametrize("norm", [None, "rms_norm"], ids=["sd3", "sd3.5"])
+def test_joint_attention_is_held_to_attention_written_out_too(norm: str | None) -> None:
+    net = joint_outline(norm)
+    set_attention(net, "sdpa")
+    assert {type(processor) for processor in net.attn_processors.values()} == {JointAttnProcessor2_0}
+    assert 0 < largest_difference(net, CPU, torch.bfloat16) < 0.03
+    check_sdpa(lambda: joint_outline(norm), CPU, torch.float32)
+
+
+def test_joint_attention_is_not_trained_with_where_its_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: kernel(q, k.detach(), v, **more))
+    with pytest.raises(UserError, match="attention is wrong on this cpu device"):
+        check_sdpa(joint_outline, CPU, torch.float32)

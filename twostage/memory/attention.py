@@ -18,8 +18,11 @@ from diffusers.models.attention_processor import (
     AttnAddedKVProcessor2_0,
     AttnProcessor,
     AttnProcessor2_0,
+    JointAttnProcessor2_0,
+    XFormersJointAttnProcessor,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twostage.errors import UserError
 
@@ -27,11 +30,32 @@ from twostage.errors import UserError
 _TOKENS, _STATES = 256, 77
 # Largest relative difference, in the L2 norm, that rounding explains; TF32 does that of float32.
 ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+class _JointWrittenOut(JointAttnProcessor2_0):
+    """Of this kind, diffusers has none that asks no kernel."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kernels = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = _attention
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            F.scaled_dot_product_attention = kernels
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
 # Of each kind of attention, which classes of diffusers compute it; by torch's own kernels; and written out.
 _KINDS = (
     (CROSS_ATTENTION_PROCESSORS, AttnProcessor2_0, AttnProcessor),
     # To a picture's own places and to a prompt at once, as in DeepFloyd IF.
     (ADDED_KV_ATTENTION_PROCESSORS, AttnAddedKVProcessor2_0, AttnAddedKVProcessor),
+    # Of both to both, as in Stable Diffusion 3.
+    ((JointAttnProcessor2_0, XFormersJointAttnProcessor), JointAttnProcessor2_0, _JointWrittenOut),
 )
 
 
@@ -135,7 +159,7 @@ def _layers(unet: nn.Module) -> Iterator[Attention]:
     seen, known = set(), tuple(one for kind, *_ in _KINDS for one in kind)
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, known):
-            kind = module.inner_dim // module.heads, module.is_cross_attention
+            kind = module.inner_dim // module.heads, module.is_cross_attention, module.added_kv_proj_dim is None
             if kind not in seen:
                 seen.add(kind)
                 yield module
@@ -146,8 +170,12 @@ def _differences(layer: Attention, device: torch.device, dtype: torch.dtype) -> 
     for module in layer.modules():
         if isinstance(module, (nn.Linear, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
+        else:  # diffusers' own norms.
+            for scale in module.parameters(recurse=False):
+                nn.init.ones_(scale)
     added, processor = layer.added_kv_proj_dim is not None, layer.processor
-    places = (layer.query_dim, _TOKENS) if added else (_TOKENS, layer.query_dim)
+    flat = isinstance(processor, ADDED_KV_ATTENTION_PROCESSORS)
+    places = (layer.query_dim, _TOKENS) if flat else (_TOKENS, layer.query_dim)
     shown = [torch.randn(2, *places, device=device, requires_grad=True)]
     if layer.is_cross_attention or added:
         width = layer.added_kv_proj_dim if added else layer.cross_attention_dim
@@ -166,6 +194,7 @@ def _differences(layer: Attention, device: torch.device, dtype: torch.dtype) -> 
 def _answers(layer: Attention, shown: list[Tensor], weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Output, and gradients of what was shown."""
     with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
-        output = layer(shown[0], encoder_hidden_states=shown[1] if len(shown) > 1 else None)
+        found = layer(shown[0], encoder_hidden_states=shown[1] if len(shown) > 1 else None)
+    output = found[0] if isinstance(found, tuple) else found  # The prompt's part is of the same kernel.
     gradients = torch.autograd.grad((output.float() * weight).sum(), shown, materialize_grads=True)
     return [output.detach(), *gradients]
