@@ -21,7 +21,8 @@ _OPTIONS = {
     # With one prompt for all, the script has states of one sample, and fails at a batch of several.
     _SD3: (
         *("--dataset_name", "CAPTIONED", "--caption_column", "text", "--instance_prompt", PROMPT),
-        *("--cache_dir", "CACHE"),
+        # The stock pipeline has T5 read 256 tokens, and so has ours; the script's default is 77.
+        *("--cache_dir", "CACHE", "--max_sequence_length", "256"),
     ),
 }
 _PRIOR = (
