@@ -47,6 +47,7 @@ class Family:
             denoiser.
         call_arguments: what its stock pipeline is called with beside a prompt and how pictures are drawn, as Python has
             it, `pipe` being the pipeline.
+        enlarges: the pipeline whose pictures this one's are enlarged from; empty where it needs none.
         absent: components that the pipeline has a name for, and is told None in place of.
     """
 
@@ -58,11 +59,16 @@ class Family:
     classes: ClassVar[Mapping[str, Any]] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
     text_on_host: ClassVar[bool] = False
     call_arguments: ClassVar[Mapping[str, str]] = {}
+    enlarges: ClassVar[str] = ""
     absent: ClassVar[tuple[str, ...]] = ()
 
     def without(self, absent: Collection[str]) -> Family:
         """The family as it is where a pipeline lacks these components, as its index says; itself where it needs them,
         or none of them."""
+        return self
+
+    def configured(self, folder: Path) -> Family:
+        """The family as it is where what it tells of pictures depends on more of `folder` than on its denoiser."""
         return self
 
     @cached_property

@@ -72,6 +72,7 @@ class Drawing:
         generators: one a picture, each a CPU generator that has drawn the noise.
         num_inference_steps, guidance_scale: as in diffusers.
         size: width and height, in pixels.
+        small: what is to be enlarged, (B, 3, h, w) in [-1, 1]; None where nothing is.
     """
 
     noise: Tensor
@@ -79,6 +80,7 @@ class Drawing:
     num_inference_steps: int
     guidance_scale: float
     size: tuple[int, int]
+    small: Tensor | None = None
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:

@@ -14,13 +14,15 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
 
+from twostage.errors import UserError
 from twostage.family import Family
 from twostage.family_parts import Drawing, Text, TextPart
 from twostage.prompt_states import PromptStates
+from twostage.reading import read_json
 
 # Of a prompt, that the stock pipelines have T5 read, whatever the tokenizer's own limit.
 TOKENS = 77
-_COLOURS = 3
+COLOURS = 3
 
 
 class PixelStage(Family):
@@ -47,6 +49,13 @@ class PixelStage(Family):
         """As in `Family`."""
         return TOKENS
 
+    def multiple(self, folder: Path) -> int:
+        """As in `Family`: the U-Net halves pictures between its blocks."""
+        try:
+            return int(2 ** (len(read_json(folder / self.denoiser / "config.json")["block_out_channels"]) - 1))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot read the configuration of the base in {folder}: {error!r}; get it anew") from error
+
     def as_read(self, prompt: str) -> str:
         """As in `Family`."""
         return prompt.lower().strip()
@@ -65,14 +74,14 @@ class PixelStage(Family):
 
     def channels(self, denoiser: Any) -> int:
         """As in `Family`."""
-        return _COLOURS
+        return COLOURS
 
     def predict(
         self, denoiser: Any, noisy: Tensor, timesteps: Tensor, states: PromptStates, given: Mapping[str, Tensor]
     ) -> Tensor:
         """As in `Family`; the variance is left out."""
         output: Tensor = denoiser(noisy, timesteps, encoder_hidden_states=states["states"], return_dict=False)[0]
-        return output[:, :_COLOURS]
+        return output[:, :COLOURS]
 
     def denoise(self, pipeline: Any, states: PromptStates, nothing: PromptStates | None, drawing: Drawing) -> Tensor:
         """As in `Family`."""

@@ -236,7 +236,7 @@ def load_base(base: str) -> Base:
         for path in weights:
             check_weights(path)
     resolution, reduction = family.resolution(folder)
-    return Base(base, folder, family, resolution, reduction)
+    return Base(base, folder, family.configured(folder), resolution, reduction)
 
 
 def load_part(family: Family, folder: Path, name: str) -> Any:

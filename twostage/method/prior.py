@@ -72,9 +72,15 @@ def check_prior(options: Prior, prompt: str, own: list[Photo], base: Base, token
         token: the subject's name in prompts.
 
     Raises:
-        UserError: the base cannot draw or walk in so many steps; the class prompt has the subject's token in it.
+        UserError: the base cannot draw or walk in so many steps, or from nothing; the class prompt has the subject's
+            token in it.
     """
     steps, levels = options.num_inference_steps, base.noise_scheduler.config.num_train_timesteps
+    if options.source == "predictions" and base.family.enlarges:
+        raise UserError(
+            f"prior.source = 'predictions' goes from noise to pictures of the class, and {base.family.title} enlarges "
+            "pictures that are there; choose photos or images"
+        )
     if options.source == "predictions" and steps > levels:
         raise UserError(f"prior.num_inference_steps {steps}: the base has {levels} noise levels; choose fewer")
     if options.source == "images" and len(own) < options.num_class_images:
