@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from twostage.export import Options, Source, Written
-from twostage.export.shared.files import cast, stock_class
+from twostage.export.shared.files import cast, reads_tokens
+from twostage.method.sampling import text_of
+from twostage.subject.tokens import written_out
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,10 +39,13 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         settings = json.loads(config.read_text(encoding="utf-8"))
         # transformers would compute in the precision of the file, diffusers in float32, and the two not fit together.
         config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"), and prompt {source.prompt!r}'])
+    # Stock pipelines that can be given tokens write out those of several vectors; the others take what they are told.
+    prompt = source.prompt if reads_tokens(source) else written_out(text_of(source.pipeline), source.prompt)
+    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"), and prompt {prompt!r}'])
 
 
 def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The folder as its users load it."""
-    loaded: DiffusionPipeline = stock_class(source).from_pretrained(folder, local_files_only=True)
+    family = source.base.family
+    loaded: DiffusionPipeline = family.kind.from_pretrained(folder, local_files_only=True)
     return loaded

@@ -24,7 +24,7 @@ from twostage.export.shared.files import (
     save,
     save_embeddings,
 )
-from twostage.export.shared.layouts import layout_of
+from twostage.export.shared.layouts import LAYOUTS, layout_of
 from twostage.export.shared.lora_names import diffusers_names, kohya_names
 from twostage.export.shared.low_rank import changes, factorise, measure_loss
 from twostage.export.shared.original import is_open_clip
@@ -91,9 +91,10 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     file = main_file(source, folder)
     stored = {name: cast(value, name, options) for name, value in tensors.items()}
     save(stored, file, **({} if options.naming == "diffusers" else _metadata(source, rank)))
-    a1111 = "" if options.naming == "diffusers" else "for A1111 to models/Lora/, "
+    comfyui = "; for ComfyUI to models/loras/" if source.base.family.pipeline in LAYOUTS else ""
+    a1111 = "" if options.naming == "diffusers" else ", for A1111 to models/Lora/"
     calls: list[str] = []
-    usage = [f"{file.name}: rank {rank}; {a1111}for ComfyUI to models/loras/"]
+    usage = [f"{file.name}: rank {rank}{comfyui}{a1111}"]
     for name, embedding in save_embeddings(source, options, folder / EMBEDDINGS).items():
         usage += [embedding_usage(source, name, f"{EMBEDDINGS}/{embedding.name}")]
         calls += embedding_calls(source, options, name, f"{{folder}}/{EMBEDDINGS}/{embedding.name}")

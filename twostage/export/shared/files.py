@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,7 +15,6 @@ from twostage.export import Options, Source
 from twostage.export.shared.layouts import LAYOUTS, layout_of
 from twostage.export.shared.original import original_checkpoint
 from twostage.family_parts import pool_at_end
-from twostage.quiet import quiet
 from twostage.subject.token_files import embedding_file_name, keyed_rows
 from twostage.subject.tokens import add_learned, embedding_table
 
@@ -101,7 +99,7 @@ def load_embeddings(pipeline: DiffusionPipeline, source: Source, options: Option
 def embedding_calls(source: Source, options: Options, name: str, file: str) -> list[str]:
     """How stock diffusers loads the file of a token, a line each."""
     if not reads_tokens(source):
-        return [f"diffusers' {source.base.family.pipeline} reads no tokens; twostage generate does"]
+        return [f"diffusers' {source.base.family.pipeline} has no loader of tokens; the run's README.md says how"]
     parts = source.base.family.text
     if len(parts) == 1:
         token = "" if options.naming == "diffusers" else f', token="{name}"'
@@ -127,7 +125,7 @@ def _pooled(source: Source) -> list[str]:
 
 def reads_tokens(source: Source) -> bool:
     """Whether the stock pipeline has a way to be given tokens."""
-    return hasattr(stock_class(source), "load_textual_inversion")
+    return hasattr(source.base.family.kind, "load_textual_inversion")
 
 
 def without_tokens(source: Source, name: str) -> Any:
@@ -183,15 +181,9 @@ def prediction(source: Source) -> tuple[str, bool]:
     return str(scheduler.prediction_type), bool(getattr(scheduler, "rescale_betas_zero_snr", False))
 
 
-def stock_class(source: Source) -> Any:
-    """The class of diffusers that reads the base."""
-    with quiet():  # Its import warns of image processors that are not used here.
-        return getattr(diffusers, source.base.family.pipeline)
-
-
 def load_checkpoint(source: Source, folder: Path) -> DiffusionPipeline:
     """The checkpoint, read by stock diffusers; nothing is downloaded."""
-    loaded: DiffusionPipeline = stock_class(source).from_single_file(
+    loaded: DiffusionPipeline = source.base.family.kind.from_single_file(
         str(main_file(source, folder)),
         config=str(source.base.folder),
         local_files_only=True,
