@@ -42,8 +42,10 @@ class Case:
         options: of the script.
         snr_gamma: of ours.
         prior: whether ours is given the script's class pictures as a prior.
-        weighted: whether the script weighs noise levels in a way that ours has no option for. Ours is then handed those
-            weights as a mask's, which shows that they are all that differs.
+        handed: what ours would make otherwise, and is handed as the script made it, which shows that nothing else
+            differs: "weight", where the script weighs noise levels in a way that ours has no option for; "enlarged" and
+            "noise_level", since IF's second stage is shown the noisy picture twice by the script, with the timestep as
+            its label, and by ours a small picture with noise of its own.
         batch: of the script.
     """
 
@@ -53,7 +55,7 @@ class Case:
     options: tuple[str, ...] = ()
     snr_gamma: float | None = None
     prior: bool = False
-    weighted: bool = False
+    handed: tuple[str, ...] = ()
     batch: int = BATCH
 
     @property
@@ -65,8 +67,8 @@ class Case:
         return (*_OPTIONS[self.script], *self.options, "--train_batch_size", str(self.batch))
 
 
-def _dreambooth(base: str, *always: str) -> tuple[Case, ...]:
-    case = partial(Case, base, _DREAMBOOTH)
+def _dreambooth(base: str, *always: str, handed: tuple[str, ...] = ()) -> tuple[Case, ...]:
+    case = partial(Case, base, _DREAMBOOTH, handed=handed)
     return (
         case("noise", always),
         case("min-SNR", (*always, *_MIN_SNR), snr_gamma=SNR_GAMMA),
@@ -80,7 +82,7 @@ def _sd3(scheme: str, preconditioned: bool) -> Case:
     options = ("--weighting_scheme", scheme, "--precondition_outputs", str(int(preconditioned)))
     # Preconditioned, the error is that of the velocity times sigma, which sigma_sqrt takes away again.
     weighted = scheme == "cosmap" or preconditioned != (scheme == "sigma_sqrt")
-    return Case("sd3", _SD3, title, options, weighted=weighted)
+    return Case("sd3", _SD3, title, options, handed=("weight",) if weighted else ())
 
 
 _MIN_SNR = ("--snr_gamma", str(SNR_GAMMA))
@@ -93,7 +95,7 @@ CASES = (
     Case("sdxl-velocity", _SDXL, "velocity"),
     Case("sdxl-velocity", _SDXL, "velocity, min-SNR", _MIN_SNR, snr_gamma=SNR_GAMMA),
     *_dreambooth("if-1", *_T5),
-    *_dreambooth("if-2", *_T5, "--class_labels_conditioning", "timesteps"),
+    *_dreambooth("if-2", *_T5, "--class_labels_conditioning", "timesteps", handed=("enlarged", "noise_level")),
     *(
         _sd3(scheme, preconditioned)
         for scheme in ("logit_normal", "mode", "sigma_sqrt", "cosmap")

@@ -25,7 +25,8 @@ def our_step(case: Case, folder: Path, theirs: Tensors) -> Tensors:
         case: its options are ours, too.
         folder: of the base.
         theirs: of them, the script's latents, noise and noise levels are taken, and what it knows of its pictures; all
-            else is made anew: prompt states, other conditions, noisy latents, target, weights and loss.
+            else is made anew but what the case hands over: prompt states, other conditions, noisy latents, target,
+            weights and loss.
     """
     base, recorder = load_base(str(folder)), Recorder()
     base.denoiser.requires_grad_(True)
@@ -42,9 +43,9 @@ def our_step(case: Case, folder: Path, theirs: Tensors) -> Tensors:
 def _batch(base: Base, case: Case, theirs: Tensors) -> Batch:
     """The script's samples; those of the class, where it has some, are the second half."""
     count = len(theirs["script.model_input"])
-    samples = [_sample(base, theirs, place) for place in range(count)]
+    samples = [_sample(base, case, theirs, place) for place in range(count)]
     own = count // 2 if case.prior else count
-    weight = _weight(theirs) if case.weighted else None
+    weight = _weight(theirs) if "weight" in case.handed else None
     prior = _rows(samples[own:], CLASS_PROMPT, None, None) if case.prior else None
     return _rows(samples[:own], PROMPT, weight, prior)
 
@@ -55,7 +56,7 @@ def _rows(samples: list[Tensors], prompt: str, weight: Tensor | None, prior: Bat
     return Batch(*drawn, [prompt] * len(samples), weight, together, prior)
 
 
-def _sample(base: Base, theirs: Tensors, place: int) -> Tensors:
+def _sample(base: Base, case: Case, theirs: Tensors, place: int) -> Tensors:
     latents, noise, level = (theirs[f"script.{name}"][place] for name in ("model_input", "noise", "timesteps"))
     if isinstance(base.noise_scheduler, FlowMatching):
         # The script's levels are numbered from the most noise on.
@@ -67,6 +68,10 @@ def _sample(base: Base, theirs: Tensors, place: int) -> Tensors:
     target = tuple(side * base.reduction for side in (latents.shape[-1], latents.shape[-2]))
     shown = Shown(latents, size or target, target, corner or (0, 0))
     given = base.family.picture_conditions(shown, torch.Generator().manual_seed(0))
+    if "enlarged" in case.handed:
+        assert given.keys() == {"enlarged", "noise_level"}
+        given["enlarged"] = theirs["given.sample"][place, len(latents) :]
+        given["noise_level"] = theirs["given.class_labels"][place]
     return {"latents": latents, "noise": noise, "level": level, **given}
 
 
