@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,24 @@ class FlowConfig:
     prediction_type: str = "flow"
 
 
+def _logit_normal(rng: np.random.Generator) -> float:
+    return float(1 / (1 + np.exp(-rng.normal())))
+
+
+def _mode(rng: np.random.Generator) -> float:
+    place = rng.random()
+    return float(1 - place - _HEAVY * (np.cos(np.pi / 2 * place) ** 2 - 1 + place))
+
+
+# How levels are drawn, from 0 to 1 (arXiv 2403.03206, section 3.1), with the paper's own constants.
+_HEAVY = 1.29
+DENSITIES: Mapping[str, Callable[[np.random.Generator], float]] = {
+    "logit_normal": _logit_normal,
+    "mode": _mode,
+    "uniform": lambda rng: rng.random(),
+}
+
+
 class FlowMatching:
     """x_s = (1 - s) x_0 + s noise; the denoiser predicts noise - x_0 (arXiv 2210.02747, and 2403.03206 for the shift).
 
@@ -28,9 +47,11 @@ class FlowMatching:
 
     Args:
         scheduler: of the pipeline; its own levels are used.
+        density: of the levels that `draw_level` draws, a key of DENSITIES.
     """
 
-    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler, density: str = "logit_normal") -> None:
+        self._scheduler, self._density = scheduler, DENSITIES[density]
         self.config = FlowConfig(scheduler.config.num_train_timesteps, scheduler.config.shift)
         # The scheduler's go from the most noise to the least.
         self.sigmas: Tensor = scheduler.sigmas[: self.config.num_train_timesteps].flip(0).float()
@@ -46,14 +67,15 @@ class FlowMatching:
         """What the denoiser is told of each level, (num_train_timesteps,) float32, rising."""
         return self.sigmas * self.config.num_train_timesteps
 
-    def draw_level(self, rng: np.random.Generator) -> int:
-        """Logit-normal, of mean 0 and deviation 1 (arXiv 2403.03206, section 3.1): the middle levels most often.
+    def drawn(self, density: str) -> FlowMatching:
+        """The same with another density of the levels that are drawn."""
+        return FlowMatching(self._scheduler, density)
 
-        The density is that of levels before they are shifted.
-        """
+    def draw_level(self, rng: np.random.Generator) -> int:
+        """A level, in [0, num_train_timesteps). The density is that of levels before they are shifted."""
         levels = self.config.num_train_timesteps
-        # Drawn from the end of the most noise, as is usual; the density is the same from either.
-        return levels - 1 - min(int(levels / (1 + np.exp(-rng.normal()))), levels - 1)
+        # Drawn from the end of the most noise, as is usual.
+        return levels - 1 - min(int(levels * self._density(rng)), levels - 1)
 
     def level_of(self, timesteps: Tensor) -> Tensor:
         """s of what the denoiser is told, with four axes to multiply latents by."""

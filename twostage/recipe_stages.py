@@ -67,6 +67,16 @@ class Stage(Section):
         ge=0,
         le=1,
     )
+    flow_weighting: Literal["velocity", "latents"] = option(
+        "velocity",
+        "Of bases that learn a flow, as Stable Diffusion 3: what the loss is the error of. The velocity, or the "
+        "latents that follow from it, so that a noise level counts by its square (as in diffusers' script for it).",
+    )
+    flow_levels: Literal["logit_normal", "mode", "uniform"] = option(
+        "logit_normal",
+        "Of bases that learn a flow: which noise levels come how often. The middle ones most (logit_normal; mode, with "
+        "heavy tails; arXiv 2403.03206, section 3.1), or all alike.",
+    )
     ema_decay: float = option(
         0.0,
         "Average the weights over the steps, each new average this much of the one before (at step k no more than "
@@ -89,6 +99,15 @@ class Stage(Section):
             raise ValueError("lr_scheduler = 'piecewise_constant' and lr_step_rules need each other")
         return self
 
+    @model_validator(mode="after")
+    def _one_weighting(self) -> Self:
+        if self.snr_gamma is not None and self.flow_weighting != "velocity":
+            raise ValueError(
+                f"snr_gamma = {self.snr_gamma:g} weighs noise levels, and so does flow_weighting = "
+                f"'{self.flow_weighting}'; choose one"
+            )
+        return self
+
 
 class Stage1(Stage):
     """Stage 1: the token's embedding learns, everything else is frozen (Textual Inversion)."""
@@ -104,8 +123,8 @@ class Stage2(Stage):
 
     train: Literal["unet", "adapter"] = option(
         "unet",
-        "What learns: all of the U-Net, or an adapter to it, and to the text encoder where that learns too; its "
-        "options are in [adapter].",
+        "What learns: all of the denoiser, whether it is a U-Net or not, or an adapter to it, and to the text encoder "
+        "where that learns too; its options are in [adapter].",
     )
     train_text_encoder: bool = option(
         False,
@@ -163,9 +182,9 @@ class Adapter(Section):
     )
     target_modules: tuple[str, ...] = option(
         ("attention",),
-        "Where in the U-Net: attention, attention+ff (feed-forward too), all (convolutions too, where the kind can), "
-        "modules' names or their ends (attn2.to_k), or patterns (up_blocks.*); may be given several times. In a text "
-        "encoder it is always the attention.",
+        "Where in the denoiser: attention, attention+ff (feed-forward too), all (convolutions too, where the kind "
+        "can), modules' names or their ends (attn2.to_k), or patterns (up_blocks.*); may be given several times. In a "
+        "text encoder it is always the attention.",
         flags=("target-modules",),
         min_length=1,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from twostage.class_prior import class_prompts
 from twostage.errors import UserError
 from twostage.families import Base
+from twostage.flow import FlowMatching
 from twostage.machine import reproducible
 from twostage.memory.activations import keeping
 from twostage.memory.attention import check_sdpa, choose_attention, set_attention
@@ -39,7 +40,7 @@ from twostage.method.embedding import EmbeddingLearner, write_rows
 from twostage.method.examples import Examples, Source, encode_photos, together
 from twostage.method.kernels import compile_blocks, interpreted, lay_out
 from twostage.method.loop import StageLoop
-from twostage.method.loss import check_prediction_type
+from twostage.method.loss import check_flow_options, check_prediction_type
 from twostage.method.noise import OffsetNoise
 from twostage.method.precision import drawn_in
 from twostage.method.prior import Preserving
@@ -91,6 +92,9 @@ def prepare_subject(session: Session, base: Base, photos: list[list[Photo]], cla
     """Photos encoded, prompts and token checked; the VAE has done its work and leaves memory."""
     recipe = session.recipe
     check_prediction_type(base.noise_scheduler)
+    for stage, options in ((1, recipe.stage1), (2, recipe.stage2)):
+        if options:
+            check_flow_options(base.noise_scheduler, stage, options)
     base.vae_in_tiles = recipe.memory.vae_tiling
     if recipe.sample.per_prompt and recipe.sample.prompts:
         check_steps(base, recipe.sample.num_inference_steps)
@@ -156,7 +160,8 @@ def learn_embedding(session: Session, options: Stage1, base: Base, subject: Subj
         for name, encoder in encoders.items():
             write_rows(encoder, placeholders[name].token_ids, torch.cat([rows[name] for rows in learned]))
         return
-    learner = EmbeddingLearner(base, placeholders, options.snr_gamma)  # Before anything of the table is rounded.
+    # Before anything of the table is rounded.
+    learner = EmbeddingLearner(base, placeholders, options.snr_gamma, options.flow_weighting)
     lay_out(base.denoiser, session.recipe.speed)
     _place_frozen(session, base)
     set_attention(base.denoiser, session.attention)
@@ -220,7 +225,7 @@ def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subje
     set_attention(denoiser, session.attention)
     open_for_training(base, family.denoiser, options, session.recipe.adapter, session.recipe.seed)
     streaming = _stream(session, base)
-    learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma)
+    learner = DenoiserLearner(base, text, session.recipe.prior.weight, options.snr_gamma, options.flow_weighting)
     source = _source(subject.examples, options)
     source = Preserving(source, prior) if prior else source
     rates = {"text.": options.text_encoder_learning_rate} if options.text_encoder_learning_rate else {}
@@ -273,6 +278,8 @@ def _compile(session: Session, loop: StageLoop, denoiser: nn.Module) -> None:
 
 def _source(examples: Examples, options: Stage) -> Source:
     """The photos' samples as the stage wants them."""
+    if isinstance(examples.noise_scheduler, FlowMatching):
+        examples = replace(examples, noise_scheduler=examples.noise_scheduler.drawn(options.flow_levels))
     return OffsetNoise(examples, options.noise_offset, examples.seed) if options.noise_offset else examples
 
 

@@ -37,7 +37,7 @@ class _JointWrittenOut(JointAttnProcessor2_0):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kernels = F.scaled_dot_product_attention
-        F.scaled_dot_product_attention = _attention
+        F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
         try:
             return super().__call__(*args, **kwargs)
         finally:

@@ -89,15 +89,23 @@ class DenoiserLearner(nn.Module):
         text: prompts -> their states; `EncodedText` or `LiveText`.
         prior_weight: lambda, for batches that have a prior.
         snr_gamma: for min-SNR weighting; None for none.
+        flow_weighting: as in `denoising_loss`.
     """
 
-    def __init__(self, base: Base, text: nn.Module, prior_weight: float = 1.0, snr_gamma: float | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        text: nn.Module,
+        prior_weight: float = 1.0,
+        snr_gamma: float | None = None,
+        flow_weighting: str = "velocity",
+    ) -> None:
         super().__init__()
         # By its own name, which is then that of its weights in checkpoints.
         self.add_module(base.family.denoiser, base.denoiser)
         self.text = text
         self._family, self._noise_scheduler = base.family, base.noise_scheduler
-        self._prior_weight, self._snr_gamma = prior_weight, snr_gamma
+        self._prior_weight, self._weighting = prior_weight, (snr_gamma, flow_weighting)
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each sample, (B,); with a prior, that of its prior sample times lambda is added to it.
@@ -120,7 +128,7 @@ class DenoiserLearner(nn.Module):
     def _loss(self, asked: Question, states: PromptStates) -> Tensor:
         denoiser = self.get_submodule(self._family.denoiser)
         predict = partial(predict_as_kept, self._family, denoiser, states=states.to(asked.noisy.device))
-        return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
+        return denoising_loss(predict, self._noise_scheduler, asked, *self._weighting)
 
 
 class EncodedText(nn.Module):

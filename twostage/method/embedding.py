@@ -30,6 +30,7 @@ class EmbeddingLearner(nn.Module):
         base: whose nets are asked.
         placeholders: by the text encoder; where the base has one, its own will do.
         snr_gamma: for min-SNR weighting; None for none.
+        flow_weighting: as in `denoising_loss`.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class EmbeddingLearner(nn.Module):
         base: Base,
         placeholders: Mapping[str, Placeholders] | Placeholders | Placeholder,
         snr_gamma: float | None = None,
+        flow_weighting: str = "velocity",
     ) -> None:
         super().__init__()
         self._frozen = (base.text, base.denoiser)  # In a tuple, so that torch registers neither as ours.
-        self._family, self._noise_scheduler, self._snr_gamma = base.family, base.noise_scheduler, snr_gamma
+        self._family, self._noise_scheduler = base.family, base.noise_scheduler
+        self._weighting = snr_gamma, flow_weighting
         several = placeholders if isinstance(placeholders, Mapping) else dict.fromkeys(base.family.text, placeholders)
         self._placeholders, self._target_norms = several, {}
         for name, own in several.items():
@@ -60,7 +63,7 @@ class EmbeddingLearner(nn.Module):
         states = self.encode(batch.prompts).to(batch.noise.device)
         predict = partial(predict_as_kept, self._family, denoiser, states=states)
         asked = batch.question(self._noise_scheduler)
-        return denoising_loss(predict, self._noise_scheduler, asked, self._snr_gamma)
+        return denoising_loss(predict, self._noise_scheduler, asked, *self._weighting)
 
     def encode(self, prompts: list[str]) -> PromptStates:
         """States of prompts with the rows as they are, where the text encoders are."""

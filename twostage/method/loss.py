@@ -12,6 +12,7 @@ from torch import Tensor
 from twostage.errors import UserError
 from twostage.family import NoiseScheduler
 from twostage.flow import FlowMatching
+from twostage.recipe import Stage
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Noisy latents, timesteps and what is given with the pictures -> the denoiser's output.
@@ -78,7 +79,11 @@ def denoising_question(noise_scheduler: NoiseScheduler, latents: Tensor, noise: 
 
 
 def denoising_loss(
-    predict: Predict, noise_scheduler: NoiseScheduler, asked: Question, snr_gamma: float | None = None
+    predict: Predict,
+    noise_scheduler: NoiseScheduler,
+    asked: Question,
+    snr_gamma: float | None = None,
+    flow_weighting: str = "velocity",
 ) -> Tensor:
     """Mean squared error of the denoiser's output, per sample (arXiv 2006.11239, eq. 14, for any prediction type).
 
@@ -87,6 +92,8 @@ def denoising_loss(
         noise_scheduler: gives the noise levels and what the denoiser predicts.
         asked: B samples. The mean is over all places, so what a weight of 0 leaves out makes the loss smaller.
         snr_gamma: weigh samples by `min_snr_weight`.
+        flow_weighting: of a flow, whether the error is the "velocity"'s, or that of the "latents" that follow from it,
+            x_0 = x_s - s velocity.
 
     Returns:
         (B,) float32.
@@ -95,6 +102,9 @@ def denoising_loss(
     if asked.weight is not None:
         error = error * asked.weight
     loss = error.flatten(1).mean(1)
+    if flow_weighting == "latents":
+        assert isinstance(noise_scheduler, FlowMatching), "refused where the base is known"
+        loss = loss * noise_scheduler.level_of(asked.timesteps).flatten().square()
     return loss if snr_gamma is None else loss * min_snr_weight(noise_scheduler, asked.timesteps, snr_gamma)
 
 
@@ -153,3 +163,18 @@ def check_prediction_type(noise_scheduler: NoiseScheduler) -> None:
     kind = noise_scheduler.config.prediction_type
     if kind not in PREDICTION_TYPES and not isinstance(noise_scheduler, FlowMatching):
         raise UserError(f"the base's scheduler predicts {kind!r}; known are {', '.join(PREDICTION_TYPES)}")
+
+
+def check_flow_options(noise_scheduler: NoiseScheduler, stage: int, options: Stage) -> None:
+    """Refuse options of a flow's loss where the base has learned no flow.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in ("flow_weighting", "flow_levels"):
+        value = getattr(options, name)
+        if value != type(options).model_fields[name].default and not isinstance(noise_scheduler, FlowMatching):
+            raise UserError(
+                f"stage{stage}.{name} = {value!r} would do nothing: the base has learned no flow, and its denoiser "
+                f"predicts {noise_scheduler.config.prediction_type!r}; leave it out"
+            )
