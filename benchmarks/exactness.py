@@ -86,7 +86,7 @@ class Rows:
 
     def __init__(self, bench: Bench, photos: Photos, table: str, seed: int, steps: int) -> None:
         self._bench, self._photos, self._table, self._seed, self._steps = bench, photos, table, seed, steps
-        self._references, self._start = bench.vit.images(photos.unseen), weights_of(bench.base.unet)
+        self._references, self._start = bench.vit.images(photos.unseen), weights_of(bench.base.denoiser)
         self._class_name = next(iter(TUNING))
 
     def measure(self, names: Iterable[str]) -> dict[str, dict[str, float]]:

@@ -113,13 +113,14 @@ def test_a_style_and_captions_are_told_as_such(tiny_recipe: Recipe, tmp_path: Pa
 
 def test_the_licence_is_the_one_beside_the_base(tiny_base: Path, finished: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
-    assert base_facts(load_base(str(base))) == {}
+    stated = {"pipeline": "StableDiffusionPipeline"}
+    assert base_facts(load_base(str(base))) == stated
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: odd\nlicense_link: LICENSE.md\n---\n# Base\n")
     facts = base_facts(load_base(str(base)))
-    assert facts == {"license": "other", "license_name": "odd", "license_link": "LICENSE.md"}
+    assert facts == stated | {"license": "other", "license_name": "odd", "license_link": "LICENSE.md"}
     (base / "README.md").write_text("---\nlicense: [\n---\n")
-    assert base_facts(load_base(str(base))) == {}
-    assert base_facts(load_base("pocket")) == {"license": "apache-2.0"}
+    assert base_facts(load_base(str(base))) == stated
+    assert base_facts(load_base("pocket")) == stated | {"license": "apache-2.0"}
 
 
 def test_an_unknown_licence_is_called_unknown(finished: Path) -> None:

@@ -17,7 +17,7 @@ from twostage.errors import UserError
 from twostage.recipe import Adapter, Checkpoints, Data, Prior, Recipe, Sample
 from twostage.recipe_file import load_recipe
 from twostage.run import generate, train
-from twostage.subject.tokens import load_embedding
+from twostage.subject.token_files import load_embedding
 
 STAGED: dict[str, dict[str, Any]] = {
     "min-SNR": {"snr_gamma": 5.0},
@@ -205,8 +205,9 @@ def test_textual_inversion_learns_a_noun_of_one_or_several_vectors(
     }
     recipe = load_recipe("textual-inversion", base=str(tiny_base), overrides=overrides)
     run = train(recipe, tmp_path / "run", display=Display())
-    name, rows = load_embedding(run / "embedding" / "rare.safetensors")
+    name, keyed = load_embedding(run / "embedding" / "rare.safetensors")
     assert name == "<rare>"
+    rows = keyed[""]
     assert len(rows) == vectors
     assert len({tuple(row.tolist()) for row in rows}) == vectors
     assert not (run / "unet").exists()

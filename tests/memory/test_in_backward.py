@@ -31,7 +31,7 @@ def make_loop(tiny_base: Path, photos: Path) -> Any:
         examples = encode_photos(base, found, Data(), phrase, 0, cpu)
         states = encode_prompts(base, all_prompts(found, Data(), phrase), str, cpu)
         settings = Stage2(**{"steps": 3, "learning_rate": 1e-3, "batch_size": 2, "max_grad_norm": 0, **options})
-        keep_weights(base.unet, memory)
+        keep_weights(base.denoiser, memory)
         open_for_training(base, "unet", settings)
         learner = DenoiserLearner(base, EncodedText(states))
         updates = Updates(memory, {}, (0, 2))

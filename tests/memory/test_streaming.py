@@ -39,10 +39,10 @@ def make_loop(tiny_base: Path, photos: Path) -> Any:
         source: Any = encode_photos(base, found, Data(), phrase, 0, CPU)
         states = encode_prompts(base, all_prompts(found, Data(), phrase), str, CPU)
         settings = Stage2(**{"steps": 3, "learning_rate": 1e-3, "batch_size": 2, "max_grad_norm": 0, **options})
-        keep_weights(base.unet, memory)
+        keep_weights(base.denoiser, memory)
         open_for_training(base, "unet", settings, Adapter(rank=2, dropout=0.3, target_modules=("all",)))
         source = Preserving(source, prior(source)) if prior else source
-        streaming = Streaming(base.unet, share, CPU) if share else None
+        streaming = Streaming(base.denoiser, share, CPU) if share else None
         learner = DenoiserLearner(base, EncodedText(states))
         updates = Updates(memory, {}, (0, 2))
         return StageLoop(2, learner, source, settings, Accelerator(), updates=updates, streaming=streaming)
@@ -114,12 +114,12 @@ def test_a_token_learns_through_a_streamed_u_net_what_it_would(tiny_base: Path, 
     rows = []
     for share in (0, 0.5, 1):
         base = load_base(str(tiny_base))
-        for parameter in base.unet.parameters():
+        for parameter in base.denoiser.parameters():
             parameter.data = parameter.data.clone()  # Where a file is mapped to, products may be rounded otherwise.
         placeholder = add_placeholder(base.tokenizer, base.text_encoder, Token(initializer="red"))
         source = encode_photos(base, find_photos(photos), Data(), "<rare> backpack", 0, CPU)
         settings = Stage1(steps=3, learning_rate=1e-2, batch_size=2)
-        streaming = Streaming(base.unet, share, CPU) if share else None
+        streaming = Streaming(base.denoiser, share, CPU) if share else None
         learner = EmbeddingLearner(base, placeholder)
         loop = StageLoop(1, learner, source, settings, Accelerator(), streaming=streaming)
         list(loop.steps())

@@ -188,4 +188,4 @@ def test_an_adapter_of_another_version_of_peft_is_read(lora_run: Path, tmp_path:
         folder / "adapter_config.json", peft_version="0.15.0", lora_bias=False, of_tomorrow="none", use_qalora=False
     )
     base = load_base(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
-    assert isinstance(merge_adapter(base.unet, folder), torch.nn.Module)
+    assert isinstance(merge_adapter(base.denoiser, folder), torch.nn.Module)

@@ -37,7 +37,7 @@ from twostage.report.reading import read_runs
 from twostage.run import generate, open_finished
 from twostage.run_folder import RunFolder
 from twostage.subject.photos import find_photos
-from twostage.subject.tokens import embedding_file_name, load_embedding
+from twostage.subject.token_files import embedding_file_name, load_embedding
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from twostage.families import load_base, load_part
 from twostage.pocket import pocket_folder
 from twostage.recipe_evaluation import Foreign
 from twostage.run import load_pipeline
-from twostage.subject.tokens import load_embedding
+from twostage.subject.token_files import load_embedding
 
 Bombs = Callable[[Path], Path]
 WEIGHTS = "diffusion_pytorch_model"
