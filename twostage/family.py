@@ -49,6 +49,8 @@ class Family:
             it, `pipe` being the pipeline.
         enlarges: the pipeline whose pictures this one's are enlarged from; empty where it needs none.
         absent: components that the pipeline has a name for, and is told None in place of.
+        refused: pipeline classes of bases that belong with its own and are none to teach, and why, in words that end
+            in what to give instead.
     """
 
     pipeline: ClassVar[str]
@@ -61,6 +63,7 @@ class Family:
     call_arguments: ClassVar[Mapping[str, str]] = {}
     enlarges: ClassVar[str] = ""
     absent: ClassVar[tuple[str, ...]] = ()
+    refused: ClassVar[Mapping[str, str]] = {}
 
     def without(self, absent: Collection[str]) -> Family:
         """The family as it is where a pipeline lacks these components, as its index says; itself where it needs them,

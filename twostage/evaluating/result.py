@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from twostage import run as verbs
 from twostage.errors import UserError
-from twostage.families import Base, load_base
+from twostage.families import Base, family_of, load_base
 from twostage.machine import usual_device
 from twostage.method.sampling import assemble
 from twostage.quiet import quiet
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _NOT_TRAINING = ("samples",)
 # The key in kohya's embedding files, which leave the token's name to the file's.
 _NAMELESS = "emb_params"
+# Of a LoRA's layer, the one tensor that every way of naming has.
+_LAYER = re.compile(r"lora_A|lora(_linear_layer)?[._]down")
+_OTHER_BASE = "give the base it was trained on, of the same family"
 
 
 @dataclass(frozen=True)
@@ -210,9 +214,22 @@ def _load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
             # It logs as an error, over many lines, what it then raises.
             diffusers.utils.logging.set_verbosity(logging.CRITICAL)
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+            with safe_open(file, framework="pt") as opened:
+                layers = len(_LAYER.findall(" ".join(opened.keys())))
     except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"LoRA {file} does not fit the pipeline: {reason}; give the base it was trained on") from error
+        raise UserError(f"LoRA {file} does not fit {_described(pipeline)}: {reason}; {_OTHER_BASE}") from error
+    nets = [getattr(pipeline, name) for name in family_of(pipeline).models]
+    placed = sum(len(module.lora_A) for net in nets for module in net.modules() if hasattr(module, "lora_A"))
+    if placed < layers:  # Those that find no place are left out, and nothing said.
+        raise UserError(
+            f"LoRA {file} does not fit {_described(pipeline)}: {layers - placed} of its {layers} layers have no place "
+            f"in it; {_OTHER_BASE}"
+        )
+
+
+def _described(pipeline: DiffusionPipeline) -> str:
+    return f"the pipeline, a {type(pipeline).__name__}"
 
 
 def _check_unseen(folder: RunFolder, held_out: Sequence[Photo]) -> None:

@@ -294,7 +294,13 @@ def _family_of(folder: Path, base: str) -> Family:
         raise UserError(f"base {base!r}: {index} names no pipeline class ({error}); get the base anew") from error
     families = known_families()
     if not isinstance(name, str) or name not in families:
-        raise UserError(f"base {base!r} is a {name}, which is not known; known are: {', '.join(sorted(families))}")
+        for family in families.values():
+            if why := family.refused.get(str(name)):
+                raise UserError(f"base {base!r} is a {name}, {why}")
+        known = sorted(f"{family.title} ({pipeline})" for pipeline, family in families.items())
+        raise UserError(
+            f"base {base!r} is a {str(name)[:80]}, which no family reads; those known are {', '.join(known)}"
+        )
     refuse_code(parts, index)
     return families[name].without(absent_parts(parts))
 

@@ -24,6 +24,10 @@ class StableDiffusionXL(Family):
         "text_encoder": TextPart("tokenizer", CLIPTextModel, CLIPTokenizer, "clip_l"),
         "text_encoder_2": TextPart("tokenizer_2", CLIPTextModelWithProjection, CLIPTokenizer, "clip_g", pooled=True),
     }
+    refused = {
+        "StableDiffusionXLImg2ImgPipeline": "as Stable Diffusion XL's refiner is, which only finishes what the base "
+        "model has drawn, and is left as it is; give the base model"
+    }
 
     def encode_text(self, text: Text, prompts: Sequence[str]) -> PromptStates:
         """The last states but one of both encoders, (B, tokens, D1 + D2), and the second's of the prompt, (B, D); zeros
@@ -73,8 +77,13 @@ class StableDiffusionXL(Family):
         pooled = None if nothing is None else nothing["pooled"]
         return told | {"pooled_prompt_embeds": states["pooled"], "negative_pooled_prompt_embeds": pooled}
 
+    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """In float32 whatever is around it, as `decode`: the published VAE's activations overflow float16."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            return super().encode_images(vae, pixels.float())
+
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """In float32 whatever is around it: the published VAE's activations overflow float16."""
+        """In float32, as `encode_images`."""
         with torch.autocast(latents.device.type, enabled=False):
             return super().decode(vae, latents.float())
 
