@@ -40,7 +40,7 @@ class Case:
         script: in the checkout.
         title: of its options.
         options: of the script.
-        snr_gamma: of ours.
+        snr_gamma, flow_weighting: of ours.
         prior: whether ours is given the script's class pictures as a prior.
         handed: what ours would make otherwise, and is handed as the script made it, which shows that nothing else
             differs: "weight", where the script weighs noise levels in a way that ours has no option for; "enlarged" and
@@ -54,6 +54,7 @@ class Case:
     title: str
     options: tuple[str, ...] = ()
     snr_gamma: float | None = None
+    flow_weighting: str = "velocity"
     prior: bool = False
     handed: tuple[str, ...] = ()
     batch: int = BATCH
@@ -80,9 +81,11 @@ def _dreambooth(base: str, *always: str, handed: tuple[str, ...] = ()) -> tuple[
 def _sd3(scheme: str, preconditioned: bool) -> Case:
     title = f"{scheme}, {'preconditioned' if preconditioned else 'velocity'}"
     options = ("--weighting_scheme", scheme, "--precondition_outputs", str(int(preconditioned)))
-    # Preconditioned, the error is that of the velocity times sigma, which sigma_sqrt takes away again.
-    weighted = scheme == "cosmap" or preconditioned != (scheme == "sigma_sqrt")
-    return Case("sd3", _SD3, title, options, handed=("weight",) if weighted else ())
+    case = partial(Case, "sd3", _SD3, title, options)
+    if scheme == "sigma_sqrt" and preconditioned:  # What the one multiplies the error by the other takes away.
+        return case()
+    weighting = "latents" if preconditioned else "velocity"
+    return case(flow_weighting=weighting, handed=("weight",) if scheme in {"sigma_sqrt", "cosmap"} else ())
 
 
 _MIN_SNR = ("--snr_gamma", str(SNR_GAMMA))

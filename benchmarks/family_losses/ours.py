@@ -33,7 +33,7 @@ def our_step(case: Case, folder: Path, theirs: Tensors) -> Tensors:
     batch = _batch(base, case, theirs)
     prompts = [PROMPT, CLASS_PROMPT]
     text = EncodedText(encode_prompts(base, prompts, str, torch.device("cpu")))
-    learner = DenoiserLearner(base, text, PRIOR_WEIGHT, case.snr_gamma)
+    learner = DenoiserLearner(base, text, PRIOR_WEIGHT, case.snr_gamma, case.flow_weighting)
     with recorder.listening(*DENOISERS):
         loss = learner(batch).mean()
     recorder.take(loss, loss.backward, {})
@@ -45,7 +45,9 @@ def _batch(base: Base, case: Case, theirs: Tensors) -> Batch:
     count = len(theirs["script.model_input"])
     samples = [_sample(base, case, theirs, place) for place in range(count)]
     own = count // 2 if case.prior else count
-    weight = _weight(theirs) if "weight" in case.handed else None
+    weight = None
+    if "weight" in case.handed:
+        weight = theirs["script.weighting"].float().expand(-1, 1, *theirs["script.model_input"].shape[-2:])
     prior = _rows(samples[own:], CLASS_PROMPT, None, None) if case.prior else None
     return _rows(samples[:own], PROMPT, weight, prior)
 
@@ -73,10 +75,3 @@ def _sample(base: Base, case: Case, theirs: Tensors, place: int) -> Tensors:
         given["enlarged"] = theirs["given.sample"][place, len(latents) :]
         given["noise_level"] = theirs["given.class_labels"][place]
     return {"latents": latents, "noise": noise, "level": level, **given}
-
-
-def _weight(theirs: Tensors) -> Tensor:
-    """By which SD3's script multiplies the squared error of the velocity."""
-    preconditioned = theirs["script.target"].equal(theirs["script.model_input"])
-    weight = theirs["script.weighting"].float() * (theirs["script.sigmas"].square() if preconditioned else 1.0)
-    return weight.expand(-1, 1, *theirs["script.model_input"].shape[-2:])
