@@ -41,11 +41,20 @@ def write(source: Source, options: Options, folder: Path) -> Written:
         config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     # Stock pipelines that can be given tokens write out those of several vectors; the others take what they are told.
     prompt = source.prompt if reads_tokens(source) else written_out(text_of(source.pipeline), source.prompt)
-    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"), and prompt {prompt!r}'])
+    left_out = "".join(f", {name}=None" for name in _left_out(source))
+    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"{left_out}), and prompt {prompt!r}'])
 
 
 def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
     """The folder as its users load it."""
     family = source.base.family
-    loaded: DiffusionPipeline = family.kind.from_pretrained(folder, local_files_only=True)
+    loaded: DiffusionPipeline = family.kind.from_pretrained(
+        folder, local_files_only=True, **dict.fromkeys(_left_out(source))
+    )
     return loaded
+
+
+def _left_out(source: Source) -> list[str]:
+    """Components that the base does not have, and stock diffusers wants to be told so."""
+    optional = source.base.family.kind._optional_components
+    return [name for name, part in source.pipeline.components.items() if part is None and name not in optional]
