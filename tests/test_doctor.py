@@ -165,7 +165,7 @@ def test_a_pocket_model_with_other_weights_is_found_out(tmp_path: Path, monkeypa
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     save_file({name: value.flip(0) for name, value in weights.items()}, file, {"format": "pt"})
-    monkeypatch.setattr("twostage.families.pocket_folder", lambda: folder)
+    monkeypatch.setattr("twostage.base_folder.pocket_folder", lambda: folder)
     with pytest.raises(Wrong, match="its weights are off"):
         train_pocket()
 

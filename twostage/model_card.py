@@ -16,14 +16,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
+from twostage.card_code import CardCode
 from twostage.checkpoints import checkpoint_name
 from twostage.families import Base, known_families
-from twostage.family import Family
 from twostage.pocket import LICENSE as POCKET_LICENSE
 from twostage.recipe import Recipe, Section
 from twostage.run_folder import RunFolder
 from twostage.subject.captions import subject_phrase
-from twostage.subject.token_files import embedding_file_name
 from twostage.writing import whole_file
 
 FILE = "README.md"
@@ -90,26 +89,12 @@ class Card:
         return f"a painting in the style of {self._phrase}" if style else f"a photo of a {self._phrase}"
 
     @property
-    def _parts(self) -> list[str]:
-        """Components that the run trained whole."""
-        family = self._family
-        return [name for name in (family.denoiser, *family.text) if (self.folder.path / name).is_dir()]
-
-    @property
-    def _family(self) -> Family:
-        """Runs that do not tell theirs are older than all others but one."""
+    def _use_of(self) -> CardCode:
+        """Runs that do not tell their family are older than all others but one."""
         families = known_families()
         family = families.get(self._base_facts.get("pipeline", ""), families["StableDiffusionPipeline"])
-        return family.without(self._base_facts.get("absent", "").split())
-
-    @property
-    def _adapters(self) -> list[str]:
-        return sorted(path.parent.name for path in self.folder.path.glob("adapter/*/adapter_config.json"))
-
-    @property
-    def _embeddings(self) -> list[str]:
-        """Names of the tokens' files."""
-        return sorted(path.name for path in self.folder.path.glob("embedding/*.safetensors"))
+        family = family.without(self._base_facts.get("absent", "").split())
+        return CardCode(self.folder.path, self.recipe, self.repo, self.base, family)
 
     @property
     def _base_facts(self) -> dict[str, str]:
@@ -125,12 +110,12 @@ class Card:
     def _metadata(self) -> ModelCardData:
         license: dict[str, Any] = {name: self._base_facts[name] for name in _LICENSE if name in self._base_facts}
         kinds = ["dreambooth"] if self.recipe.stage2 else []
-        kinds += ["textual_inversion"] if self._embeddings else []
-        kinds += [self.recipe.adapter.kind] if self._adapters else []
+        kinds += ["textual_inversion"] if self._use_of.embeddings else []
+        kinds += [self.recipe.adapter.kind] if self._use_of.adapters else []
         hub_id = self._base_facts.get("hub_id")
         facts: dict[str, Any] = {
             "base_model": hub_id if hub_id and _is_hub_id(hub_id) else None,
-            "base_model_relation": "adapter" if hub_id and not self._parts else None,
+            "base_model_relation": "adapter" if hub_id and not self._use_of.parts else None,
             "library_name": "diffusers",
             "pipeline_tag": "text-to-image",
             "tags": ["text-to-image", "diffusers", "stable-diffusion", "twostage", *kinds],
@@ -173,7 +158,7 @@ class Card:
         return "\n".join(lines)
 
     def _use(self) -> str:
-        python = "\n".join(self._python())
+        python = "\n".join(self._use_of.python(self._prompt))
         name = Path(self.repo).name
         fetch = "" if Path(self.repo) == self.folder.path else f"hf download {self.repo} --local-dir {name}\n"
         run = shlex.quote(name if fetch else self.repo)
@@ -196,83 +181,6 @@ class Card:
             return ""
         plain = "--class-guidance 0 --away-from own"
         return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` pictures are guided as the former's are."
-
-    def _python(self) -> Iterator[str]:
-        family, kinds = self._family, {}
-        for name in self._parts:
-            kind = family.text[name].kind if name in family.text else family.classes[name]
-            kinds[name] = (kind.__module__.partition(".")[0], kind.__name__)
-        own = sorted({kind for library, kind in kinds.values() if library == "diffusers"})
-        yield "import torch"
-        of_diffusers = family.kind.__module__.partition(".")[0] == "diffusers"
-        if named := [*([family.pipeline] if of_diffusers else []), *own]:
-            yield f"from diffusers import {', '.join(named)}"
-        keyed = bool(self._embeddings) and not self._is_read_by_diffusers
-        if keyed:
-            yield "from huggingface_hub import snapshot_download"
-        if self._adapters:
-            yield "from peft import PeftModel"
-        if keyed:
-            yield "from safetensors.torch import load_file"
-        if others := sorted({kind for library, kind in kinds.values() if library == "transformers"}):
-            yield f"from transformers import {', '.join(others)}"
-        if not of_diffusers:
-            yield f"from {family.kind.__module__} import {family.pipeline}"
-        if self.base == "pocket":
-            yield "from twostage.pocket import pocket_folder"
-        yield ""
-        yield f"repo = {self.repo!r}"
-        arguments = []
-        for name, (_, kind_name) in kinds.items():
-            yield f"{name} = {kind_name}.from_pretrained(repo, subfolder={name!r})"
-            arguments.append(f"{name}={name}")
-        arguments += [f"{name}=None" for name in family.absent]
-        yield f"base = {'pocket_folder()' if self.base == 'pocket' else repr(self.base)}"
-        given = ", ".join(["base", *arguments, "torch_dtype=torch.float32"])
-        yield f"pipe = {family.pipeline}.from_pretrained({given})"
-        for name in self._adapters:
-            read = f"PeftModel.from_pretrained(pipe.{name}, repo, subfolder='adapter/{name}')"
-            yield f"pipe.{name} = {read}.merge_and_unload()"
-        yield from self._python_of_tokens()
-        side = f"height={self.recipe.data.resolution}, width={self.recipe.data.resolution}, "
-        yield "generator = torch.Generator().manual_seed(0)"
-        more = "".join(f"{name}={value}, " for name, value in family.call_arguments.items())
-        side = side if self.recipe.data.resolution else ""
-        yield f"picture = pipe({self._prompt!r}, {side}{more}generator=generator)"
-        yield "picture.images[0].save('picture.png')"
-
-    @property
-    def _is_read_by_diffusers(self) -> bool:
-        """Whether a token's file is one that stock pipelines of the family load by themselves."""
-        part = next(iter(self._family.text.values()))
-        return not part.key and hasattr(self._family.kind, "load_textual_inversion")
-
-    def _python_of_tokens(self) -> Iterator[str]:
-        if self._is_read_by_diffusers:
-            for name in self._embeddings:
-                yield f"pipe.load_textual_inversion(repo, subfolder='embedding', weight_name={name!r})"
-            return
-        if not self._embeddings:
-            return
-        yield f"folder = {'repo' if Path(self.repo) == self.folder.path else 'snapshot_download(repo)'}"
-        for (token, _), file in zip(self.recipe.every_subject(), self._token_files, strict=True):
-            name = token.placeholder
-            tokens = [name, *(f"{name}_{number}" for number in range(1, token.num_vectors))]
-            yield f"rows = load_file(f'{{folder}}/embedding/{file}')"
-            for encoder, part in self._family.text.items():
-                yield f"pipe.{part.tokenizer}.add_tokens({tokens!r})"
-                yield f"ids = pipe.{part.tokenizer}.convert_tokens_to_ids({tokens!r})"
-                table = f"pipe.{encoder}.get_input_embeddings().weight"
-                yield f"pipe.{encoder}.resize_token_embeddings(max(len({table}), max(ids) + 1), mean_resizing=False)"
-                yield f"{table}.data[ids] = rows[{(part.key or name)!r}]"
-        for encoder, part in self._family.text.items():
-            if part.pooled:
-                yield f"# As published, {encoder} would take the token for the prompt's end."
-                yield f"pipe.{encoder}.text_model.eos_token_id = pipe.{part.tokenizer}.eos_token_id"
-
-    @property
-    def _token_files(self) -> list[str]:
-        return [embedding_file_name(token.placeholder) for token, _ in self.recipe.every_subject()]
 
     def _making(self) -> str:
         facts, recipe = self.folder.facts, self.recipe

@@ -91,6 +91,7 @@ def shortened(name: str) -> dict[str, object]:
     stages = [number for number in (1, 2) if getattr(load_recipe(name), f"stage{number}") is not None]
     return {
         "data.class_noun": "backpack",
+        "token.num_vectors": 2 if name == "two-stage-lora" else 1,
         "sample.prompts": ["a photo of a {}"],
         "sample.per_prompt": 1,
         "sample.num_inference_steps": 2,
