@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import T5Config, T5EncoderModel
 
 from twostage.families import known_families, load_base
 from twostage.families.stable_diffusion import StableDiffusion
 from twostage.flow import FlowMatching
+from twostage.method.denoiser import checkpoint_gradients
 from twostage.method.sampling import assemble, check_steps
 
 
@@ -68,3 +71,17 @@ def test_a_flow_is_drawn_in_any_number_of_steps(own_base: Path, monkeypatch: pyt
     assert type(assemble(base).scheduler) is FlowMatchEulerDiscreteScheduler
     for steps in (1, 25, 2000):
         check_steps(base, steps)
+
+
+def test_a_text_encoder_that_recomputes_drops_nothing_out() -> None:
+    """Recomputing is for training mode alone, and in that mode T5's attention would drop out."""
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, dropout_rate=0.5)
+    encoder, ids = T5EncoderModel(config).eval(), torch.arange(32).view(2, 16)
+    right = encoder(ids)[0]
+    checkpoint_gradients(encoder)
+    found = encoder(ids)[0]
+    assert any(module.training for module in encoder.modules())
+    assert torch.equal(found, right)
+    weights = list(encoder.parameters())
+    ours, theirs = (torch.autograd.grad(states.square().sum(), weights) for states in (found, right))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

@@ -196,6 +196,7 @@ def checkpoint_gradients(component: Any) -> None:
     with quiet():
         component.gradient_checkpointing_enable({"use_reentrant": False})
     for module in component.modules():
-        if getattr(module, "gradient_checkpointing", False):
+        drops_out = isinstance(getattr(module, "dropout", None), float)  # By itself, as T5's attention.
+        if getattr(module, "gradient_checkpointing", False) and not drops_out:
             # transformers checkpoints in training mode alone; what is inside stays in eval mode, without dropout.
             module.training = True
