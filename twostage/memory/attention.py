@@ -1,6 +1,8 @@
 """How the U-Net attends: by torch's own kernels, or by those of xformers where they are right here.
 
 A kernel of xformers is taken only where it agrees with attention written out, forward and backward, on this device.
+Both ways add scores up in float32 and never write them out. So those of a base that overflow float16, as Stable
+Diffusion 2.1's do (`upcast_attention` in its configuration), need no more.
 """
 
 from __future__ import annotations
