@@ -17,6 +17,7 @@ from benchmarks.random_bases import stable_diffusion_xl
 from cli.main import app
 from twostage.errors import UserError
 from twostage.evaluating import open_pipeline
+from twostage.families import known_families
 from twostage.recipe_evaluation import Foreign
 from twostage.run import load_pipeline
 from twostage.subject.token_files import save_embedding
@@ -111,3 +112,12 @@ def test_a_lora_of_another_family_is_refused(xl_folder: Path, tiny_base: Path, t
         other = lora(StableDiffusionPipeline.from_pretrained(tiny_base), tmp_path / "sd.safetensors", *parts)
         with pytest.raises(UserError, match="does not fit the pipeline, a StableDiffusionXLPipeline: "):
             open_pipeline(Foreign(pipeline=str(xl_folder), lora=other, token="sks")).load(1)
+
+
+def test_a_kind_that_no_family_reads_is_told_those_that_are_known(photos: Path, tmp_path: Path, empty: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    line = refused("train", "two-stage", photos, "--class", "bag", "--base", tmp_path / "base")
+    assert "FluxPipeline" in line
+    assert all(f"{family.title} ({pipeline})" in line for pipeline, family in known_families().items())
+    assert not list(empty.iterdir())
