@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.watching import without
+from twostage import exporting
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.export import Options
@@ -24,6 +25,7 @@ from twostage.export.shared import proof
 from twostage.export.shared.layouts import LAYOUTS
 from twostage.recipe import Recipe, Sample, Stage1, Token
 from twostage.run import generate, train
+from twostage.subject.tokens import embedding_table
 
 PROMPT = "a photo of a <rare> backpack"
 
@@ -86,6 +88,20 @@ def test_a_checkpoint_keeps_the_vocabulary_of_the_base_and_is_half_precision(fin
     assert stored[f"{text}.token_embedding.weight"].shape == (1024, 16)
     assert stored.pop(f"{text}.position_ids").dtype == torch.int64
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_a_checkpoint_has_the_bases_own_rows_where_a_longer_table_has_the_token(
+    tiny_recipe: Recipe, tmp_path: Path, export: Any
+) -> None:
+    base = Path(shutil.copytree(tiny_recipe.base, tmp_path / "base"))
+    encoder = untouched(base).text_encoder
+    encoder.resize_token_embeddings(1030)
+    encoder.save_pretrained(base / "text_encoder")
+    recipe = without(tiny_recipe, base=str(base), stage2=None, sample=Sample(per_prompt=0))
+    run = train(recipe, tmp_path / "run", display=Display())
+    stored = load_file(export(run, "comfyui", Options(dtype="float32")).folder / "run.safetensors")
+    table = stored["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
+    assert torch.equal(table, embedding_table(encoder))
 
 
 @pytest.fixture
@@ -220,8 +236,10 @@ def test_a_base_that_other_programs_names_are_not_known_for_is_told_what_there_i
 ) -> None:
     monkeypatch.delitem(LAYOUTS, "StableDiffusionPipeline")
     for run, to in ((finished, "a1111"), (finished, "comfyui"), (lora_run, "lora")):
-        with pytest.raises(UserError, match=r"the base is a StableDiffusionPipeline; choose --to diffusers, ") as error:
-            export(run, to)
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting, "load_pipeline", lambda folder: pytest.fail("a pipeline was read in vain"))
+            with pytest.raises(UserError, match=r"is a StableDiffusionPipeline; choose --to diffusers, ") as error:
+                export(run, to)
         assert "--naming diffusers" in str(error.value)
     assert not (tmp_path / "out").exists()
     for run, to, naming in (

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from twostage.display import Display
 from twostage.errors import UserError
@@ -16,6 +17,7 @@ from twostage.export import Options, Source
 from twostage.method.sampling import draw
 from twostage.quiet import quiet
 from twostage.recipe import Sample
+from twostage.subject.tokens import embedding_table
 from twostage.writing import whole_folder
 
 # Mean difference of the picture, in 8-bit levels, above which an export is no copy of its run: several times what
@@ -107,7 +109,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _check_weights(source: Source, loaded: Any, options: Options) -> None:
     """A picture can look right where a bias is missing; so every tensor must be the run's, but for rounding."""
     for component in source.base.family.models:
-        ours, theirs = (getattr(pipeline, component).state_dict() for pipeline in (source.pipeline, loaded))
+        ours, theirs = (_read_weights(source, pipeline, component) for pipeline in (source.pipeline, loaded))
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
         for name, value in ours.items():
             apart = (theirs[name].to(value.device) - value).norm()
@@ -116,6 +118,17 @@ def _check_weights(source: Source, loaded: Any, options: Options) -> None:
                     f"loaded again, {component}.{name} is not what the run has (a relative difference of "
                     f"{apart / value.norm():.2g}); nothing was kept"
                 )
+
+
+def _read_weights(source: Source, pipeline: Any, component: str) -> dict[str, Tensor]:
+    """Of a component, all but the rows of a longer table that no token has: stock diffusers cuts them off."""
+    net = getattr(pipeline, component)
+    state: dict[str, Tensor] = net.state_dict()
+    if component not in source.base.family.text:
+        return state
+    table, tokenizer = embedding_table(net), getattr(pipeline, source.base.family.text[component].tokenizer)
+    is_table = {name: value.data_ptr() == table.data_ptr() for name, value in state.items()}
+    return {name: value[: len(tokenizer)] if is_table[name] else value for name, value in state.items()}
 
 
 def _check(exported: Exported, options: Options) -> None:
