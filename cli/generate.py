@@ -62,6 +62,20 @@ def generate(  # noqa: PLR0913
             help="How far the base's weights go to the trained ones: 0 not at all, 1 all the way.", min=0, max=2
         ),
     ] = 1.0,
+    super_resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="What enlarges the pictures, where the base draws small ones, as DeepFloyd IF's first stage: a run, a "
+            "diffusers folder or a hub id; as the recipe says when not given.",
+        ),
+    ] = None,
+    low_resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="What draws small pictures, where the base enlarges them, as the second stage does."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", "--output-dir", help="Folder for the pictures; RUN/generated when not given."),
@@ -96,6 +110,8 @@ def generate(  # noqa: PLR0913
         class_guidance=class_guidance,
         away_from=away_from,
         strength=strength,
+        super_resolution=super_resolution,
+        low_resolution=low_resolution,
     )
     for path in _save(pictures, folder, seed, prompt):
         typer.echo(path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from twostage.errors import UserError
 from twostage.recipe import Recipe
+from twostage.recipe_cascade import super_resolution_stage
 from twostage.recipe_file import load_recipe
 from twostage.recipe_fork import fork_recipe, read_recipe
 
@@ -46,6 +47,14 @@ def train(  # noqa: PLR0913
             "Its tuned weights are not taken: for those, export it `--to diffusers` and make that the --base.",
         ),
     ] = None,
+    stage: Annotated[
+        Literal["base", "super-resolution"],
+        typer.Option(
+            help="Which model of a cascade to train: the base, or what enlarges its pictures (--super-resolution), as "
+            "DeepFloyd IF's second stage. Its samples enlarge what the run of --from draws, or --low-resolution, or "
+            "else the base."
+        ),
+    ] = "base",
     vram: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +87,8 @@ def train(  # noqa: PLR0913
     resolved = load_recipe(recipe, overrides=overrides)
     if token_from is not None:
         resolved = _fork(recipe, resolved, token_from, overrides)
+    if stage == "super-resolution":
+        resolved = super_resolution_stage(resolved, token_from)
     folder = _photos(resolved)
     _check_class(resolved)
     resume = resume or resume_from_checkpoint is not None
@@ -104,10 +115,12 @@ def train(  # noqa: PLR0913
 
 
 def _fork(name: str, recipe: Recipe, run: Path, overrides: dict[str, Any]) -> Recipe:
-    """The recipe with the token of a run, and its base where neither flags nor recipe name one."""
+    """The recipe with the token of a run, and its base and what enlarges its pictures where neither flags nor recipe
+    name one."""
     parent = read_recipe(run)
     if "base" not in overrides and recipe.base == Recipe.model_fields["base"].default != parent.base:
-        recipe = load_recipe(name, overrides={**overrides, "base": parent.base})
+        larger = overrides.get("super_resolution", parent.super_resolution)
+        recipe = load_recipe(name, overrides={**overrides, "base": parent.base, "super_resolution": larger})
     return fork_recipe(recipe, parent, run, overrides)
 
 

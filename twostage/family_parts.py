@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,6 +82,28 @@ class Drawing:
     guidance_scale: float
     size: tuple[int, int]
     small: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """What draws the small pictures that a pipeline enlarges; of prompts, it is told what that one is told.
+
+    Attributes:
+        load: reads its stock pipeline, which needs nothing that reads prompts.
+        side: of the small pictures, in pixels.
+        sha256: of what it is.
+        untouched: its base's denoiser, where guidance steers away from that.
+    """
+
+    load: Callable[[], Any]
+    side: int
+    sha256: str = ""
+    untouched: Any = None
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """Read when it is first asked for."""
+        return self.load()
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:

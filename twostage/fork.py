@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from twostage.errors import UserError
-from twostage.families import Base
+from twostage.families import Base, load_base
 from twostage.recipe import Recipe
 from twostage.recipe_fork import fork_recipe, read_recipe
 from twostage.run_folder import RunFolder
@@ -41,18 +41,27 @@ class Parent:
         return fork_recipe(recipe, self.recipe, self.folder.path)
 
     def check_base(self, base: Base) -> None:
-        """An embedding means something to the text encoder it was learned for, and to no other.
+        """An embedding means something to the text encoder it was learned for, and to no other; what enlarges the
+        pictures of its base has the same.
 
         Raises:
             UserError: naming both bases.
         """
         own = self.folder.facts.get("base", {})
-        if own.get("sha256") != base.content_hash:
+        if own.get("sha256") != base.content_hash and not self._is_enlarged_by(base):
             raise UserError(
                 f"--from {self.folder.path} learned its token for base {own.get('name')!r} "
                 f"(sha256 {str(own.get('sha256'))[:12]}), and this run's is {base.source!r} "
                 f"(sha256 {base.content_hash[:12]}); give --base {own.get('name')}, or train both stages"
             )
+
+    def _is_enlarged_by(self, base: Base) -> bool:
+        """Whether a base enlarges the pictures of this run's, and has its text encoders."""
+        if not base.family.enlarges:
+            return False
+        own = load_base(self.recipe.base)
+        same = own.content_hash == self.folder.facts.get("base", {}).get("sha256")
+        return same and own.family.pipeline == base.family.enlarges and base.reads_as(own)
 
     def differs(self, photos: list[dict[str, Any]]) -> bool:
         """Whether the token was learned from other photos than these, given as in run.json."""

@@ -64,6 +64,16 @@ class Recipe(Section):
         "The pretrained pipeline: 'pocket' (bundled), a diffusers folder, or a hub id.",
         flags=("pretrained-model-name-or-path",),
     )
+    super_resolution: str = option(
+        "",
+        "For a base that draws small pictures, as DeepFloyd IF's first stage: what enlarges them, a diffusers folder, "
+        "hub id or run.",
+    )
+    low_resolution: str = option(
+        "",
+        "For a base that enlarges pictures, as DeepFloyd IF's second stage: what draws the small ones, a diffusers "
+        "folder, hub id or run; without one it draws by itself, of noise.",
+    )
     seed: int = option(0, "All of a run's randomness derives from it.", ge=0, lt=2**63)
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Precision of the forward pass.")
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "Experiment tracker, beside metrics.jsonl.")

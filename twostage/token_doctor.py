@@ -10,7 +10,7 @@ from twostage.display import Display, terminal_display
 from twostage.errors import UserError
 from twostage.evaluation.sheet import Row, contact_sheet
 from twostage.families import Base, load_base
-from twostage.machine import usual_device
+from twostage.finished import placed
 from twostage.method.sampling import assemble, draw
 from twostage.recipe_file import load_recipe
 from twostage.subject.encoders import Encoder
@@ -131,7 +131,7 @@ def draw_token(
     check_picture(picture)
     loaded = load_base(base)
     options = load_recipe("two-stage", base=base).sample
-    pipeline = assemble(loaded).to(usual_device())
+    pipeline = placed(loaded, assemble(loaded))
     noun = " ".join(class_noun.split())
     with_text = f"a photo of a {text} {noun}".strip()
     without = f"a photo of a {noun}" if noun else "a photo"

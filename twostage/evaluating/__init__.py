@@ -26,6 +26,7 @@ from twostage.evaluation.material import Material, Opened, Shots
 from twostage.evaluation.metrics import measure
 from twostage.evaluation.real import real_row
 from twostage.evaluation.suites import Suite, load_suite, load_unrelated
+from twostage.finished import placed
 from twostage.machine import usual_device
 from twostage.method.sampling import assemble, check_steps, read_untouched
 from twostage.quiet import quiet
@@ -159,13 +160,13 @@ def _draw_base(result: Result, planned: dict[str, Series], sampler: Sample, disp
     base = result.base
     if base is None:
         return {}
-    drawer = Drawer(cache(lambda: assemble(base).to(usual_device())), sampler, result.side, f"the base {base.source}")
+    drawer = Drawer(cache(lambda: placed(base, assemble(base))), sampler, result.side, f"the base {base.source}")
     drawn: dict[str, Shots] = {}
     for name, series in planned.items():
         if name == "subject" and not result.class_noun:
             continue  # Without its noun there is nothing to ask the base for.
         facts = {
-            "base": base.content_hash,
+            "base": base.pictures_hash,
             # A GPU's last bits are others, and would pass for drift where the result is drawn on the CPU.
             "device": usual_device(),
             "prompts": series.filled(result.class_noun),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from twostage import run as verbs
 from twostage.errors import UserError
 from twostage.families import Base, family_of, load_base
-from twostage.machine import usual_device
+from twostage.finished import low_resolution_of, open_base, placed
 from twostage.method.sampling import assemble
 from twostage.quiet import quiet
 from twostage.recipe import Data, Recipe, Sample
@@ -95,7 +95,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         UserError: it is none, or its base cannot be loaded, or a held-out photo cannot be read.
     """
     folder, recipe = verbs.open_finished(run)
-    base = load_base(recipe.base)
+    base = open_base(recipe, untouched=True)
     own = folder.facts.get("base", {}).get("sha256")
     if own not in (None, base.content_hash):
         raise UserError(
@@ -105,6 +105,8 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
     notes: list[str] = []
     if recipe.subjects:
         notes.append(f"of several subjects, that of {recipe.token.placeholder} is evaluated")
+    drawn_first = low_resolution_of(recipe, base)
+    small = [drawn_first.sha256] if drawn_first else []
     held = find_held_out(recipe.data.model_copy(update={"held_out": tuple(held_out)}) if held_out else recipe.data)
     _check_unseen(folder, held)
     photos = _trained_on(folder, recipe.data, held, notes)
@@ -118,7 +120,7 @@ def open_run(run: Path, held_out: Sequence[Path] = ()) -> Result:
         load=lambda strength: verbs.load_pipeline(run, strength=strength),
         side=recipe.data.resolution or base.resolution,
         sampler=recipe.sample.within(recipe.data.class_noun, recipe.stage2 is not None),
-        content=_sha256(dump_recipe(recipe), str(own), *_contents(folder.path)),
+        content=_sha256(dump_recipe(recipe), str(own), *small, *_contents(folder.path)),
         photos=photos,
         held_out=held,
         facts=_run_facts(folder, recipe, photos, held),
@@ -156,7 +158,7 @@ def open_pipeline(foreign: Foreign, *, held_out: Sequence[Path] = ()) -> Result:
         loaded = assemble(tuned, embedding=None if rows is None else {token: rows})
         if lora is not None:
             _load_lora(loaded, lora)
-        return loaded.to(usual_device())
+        return placed(tuned, loaded)
 
     held = find_held_out(Data(held_out=tuple(held_out)))
     seen = [] if foreign.photos is None else _without(find_photos(foreign.photos), held)

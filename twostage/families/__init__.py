@@ -23,7 +23,7 @@ import torch
 from twostage.base_folder import check_weights, find_folder, is_variant, refuse_code
 from twostage.errors import UserError
 from twostage.family import Family, NoiseScheduler
-from twostage.family_parts import Text
+from twostage.family_parts import LowResolution, Text
 from twostage.loading import loading
 from twostage.prompt_states import PromptStates
 from twostage.reading import read_json
@@ -47,6 +47,7 @@ class Base:
         resolution: side of the pictures it was trained on, in pixels.
         reduction: pixels of a latent's side.
         vae_in_tiles: whether its VAE is to work so; see `work_in_tiles`.
+        low_resolution: what draws the small pictures that it enlarges, where it does and that is known.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Base:
     resolution: int
     reduction: int
     vae_in_tiles: bool = False
+    low_resolution: LowResolution | None = None
     _loaded: dict[str, Any] = field(default_factory=dict)
     _digests: dict[Path, bytes] = field(default_factory=dict)
 
@@ -187,19 +189,44 @@ class Base:
         """sha256 over the names and the bytes of all files training reads, in hex."""
         return self.hash_of(*self.family.components)
 
+    @property
+    def pictures_hash(self) -> str:
+        """sha256 of all that a picture which it draws depends on, in hex."""
+        if self.low_resolution is None:
+            return self.content_hash
+        return hashlib.sha256(f"{self.content_hash} {self.low_resolution.sha256}".encode()).hexdigest()
+
+    def reads_as(self, other: Base) -> bool:
+        """Whether its text encoders are another base's: whatever their configurations say, the vocabulary and the bytes
+        of the weights are."""
+
+        def weights(base: Base, encoder: str) -> list[bytes]:
+            files = _files(base.folder, [encoder])
+            return [base._digest(path) for path in files if path.suffix == ".safetensors"]
+
+        return self.family.text.keys() == other.family.text.keys() and all(
+            weights(self, encoder) == weights(other, encoder)
+            and self.tokenizers[encoder].get_vocab() == other.tokenizers[encoder].get_vocab()
+            for encoder in self.family.text
+        )
+
     def hash_of(self, *names: str) -> str:
         """sha256 over the names and the bytes of all files that these components are read from, in hex."""
         digest = hashlib.sha256()
         for path in _files(self.folder, names):
-            if path not in self._digests:
-                try:
-                    with path.open("rb") as file:
-                        self._digests[path] = hashlib.file_digest(file, "sha256").digest()
-                except OSError as error:
-                    raise UserError(f"cannot read {path}: {error.strerror}; get the base anew") from error
+            content = self._digest(path)
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
-            digest.update(self._digests[path])
+            digest.update(content)
         return digest.hexdigest()
+
+    def _digest(self, path: Path) -> bytes:
+        if path not in self._digests:
+            try:
+                with path.open("rb") as file:
+                    self._digests[path] = hashlib.file_digest(file, "sha256").digest()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}; get the base anew") from error
+        return self._digests[path]
 
 
 def work_in_tiles(vae: Any) -> None:
@@ -311,7 +338,7 @@ def absent_parts(index: Mapping[str, Any]) -> set[str]:
 
 
 def _files(folder: Path, components: Iterable[str]) -> list[Path]:
-    wanted = {".safetensors", ".json", ".txt"}
+    wanted = {".safetensors", ".json", ".txt", ".model"}
     return sorted(
         path
         for name in components

@@ -76,7 +76,7 @@ class Making:
     def shelf(self, kind: str, suffix: str, **more: int) -> Shelf:
         """Where the cache keeps what this makes. How many are asked for is no part of the key: more add to it."""
         facts = {
-            "base": self.base.content_hash,
+            "base": self.base.pictures_hash,
             "prompt": self.prompt,
             "seed": self.seed,
             "side": self.side,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,8 @@ def assemble(base: Base, *, embedding: Mapping[str, Rows] | None = None, **compo
             add_learned(base.family, pipeline, embedding)
     if base.vae_in_tiles and base.family.autoencoder:
         work_in_tiles(pipeline.vae)
+    if base.low_resolution:
+        pipeline.low_resolution = replace(base.low_resolution)  # A new one: what it reads goes with the pipeline.
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -111,9 +114,9 @@ def read_untouched(base: Base, pipeline: DiffusionPipeline) -> nn.Module:
     return placed
 
 
-def reads_whole(pipeline: DiffusionPipeline, prompt: str) -> bool:
+def reads_whole(family: Family, text: Text, prompt: str) -> bool:
     """Whether the text encoder reads the prompt to its end."""
-    text, read = text_of(pipeline), family_of(pipeline).as_read(prompt)
+    read = family.as_read(prompt)
     with quiet():
         lengths = [
             len(own(written_out(text, read)).input_ids) <= own.model_max_length for own in text.tokenizers.values()
@@ -206,25 +209,48 @@ def _draw_together(
 ) -> list[Image.Image] | None:
     """None where there is too little memory for so many at once; where it is one, that is an error."""
     texts, plain = zip(*((prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts), strict=True)
-    family, denoiser = family_of(pipeline), denoiser_of(pipeline)
-    by_prompts = options.guidance_scale > 1 and family.guides(denoiser)
-    share, weak = options.class_guidance, untouched if options.away_from == "base" else None
+    family, share = family_of(pipeline), options.class_guidance
+    by_prompts = options.guidance_scale > 1 and family.guides(denoiser_of(pipeline))
     try:
-        with quiet(), _in_eval_mode(pipeline), torch.no_grad(), ExitStack() as within:
-            states, nothing = _encode(pipeline, texts, device, by_prompts, encode)
-            if by_prompts and texts != plain and (share or weak):
+        with quiet(), _in_eval_mode(pipeline), torch.no_grad():
+            told, guides = _encode(pipeline, texts, device, by_prompts, encode), None
+            if by_prompts and texts != plain:
                 named = torch.tensor([text != other for text, other in zip(texts, plain, strict=True)])
                 kinds = _encode(pipeline, plain, device, False, encode)[0] if share else None
-                told = family.prompt_inputs(kinds) if kinds else {}
-                within.enter_context(guided(denoiser, Guides(named, told, share, weak)))
-            with _without(pipeline, *family.text, *filter(None, [family.autoencoder])):
-                latents = family.denoise(pipeline, states, nothing, _drawing(pipeline, seeds, options, side, states))
+                guides = Guides(named, family.prompt_inputs(kinds) if kinds else {}, share, untouched)
+            latents = _denoise(pipeline, told, guides, seeds, options, side, device)
             drawn = _decode(pipeline, family, latents, device)
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not lacks_memory(error):
             raise
         return None
     return drawn
+
+
+def _denoise(
+    pipeline: DiffusionPipeline,
+    told: tuple[PromptStates, PromptStates | None],
+    guides: Guides | None,
+    seeds: Sequence[int],
+    options: Sample,
+    side: int,
+    device: torch.device,
+) -> Tensor:
+    """Latents of pictures; of small ones, where it has what draws these, told and guided in the same way."""
+    family, first = family_of(pipeline), getattr(pipeline, "low_resolution", None)
+    drawing = _drawing(pipeline, seeds, options, side, told[0])
+    if first:
+        own = guides and replace(guides, untouched=first.untouched)
+        with visiting(denoiser_of(first.pipeline), device):
+            small = _denoise(first.pipeline, told, own, seeds, options, first.side, device)
+        drawing = replace(drawing, small=small)
+    if guides and options.away_from != "base":
+        guides = replace(guides, untouched=None)
+    with ExitStack() as within:
+        if guides and (guides.kinds or guides.untouched is not None):
+            within.enter_context(guided(denoiser_of(pipeline), guides))
+        within.enter_context(_without(pipeline, *family.text, *filter(None, [family.autoencoder])))
+        return family.denoise(pipeline, *told, drawing)
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:
@@ -260,13 +286,8 @@ def _drawing(
     # In the text encoder's number format, as usual: without one, the pipeline would take the U-Net's.
     dtype = states["states"].dtype
     noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
-    return Drawing(
-        torch.cat(noise).to(denoiser.device),
-        generators,
-        options.num_inference_steps,
-        options.guidance_scale,
-        (side, side),
-    )
+    start = torch.cat(noise).to(denoiser.device)
+    return Drawing(start, generators, options.num_inference_steps, options.guidance_scale, (side, side))
 
 
 def _decode(pipeline: DiffusionPipeline, family: Family, latents: Tensor, device: torch.device) -> list[Image.Image]:

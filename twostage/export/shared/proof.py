@@ -98,6 +98,7 @@ def difference(one: Image.Image, other: Image.Image) -> tuple[float, int]:
 
 def _draw(source: Source, pipeline: Any) -> Image.Image:
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.low_resolution = None  # Exports are of what was trained, which draws by itself too.
     return draw(pipeline, [source.prompt], [SEED], SAMPLE, source.base.resolution)[0]
 
 
