@@ -13,7 +13,7 @@ from PIL import Image
 from twostage.display import Display
 from twostage.families import Base, known_families
 from twostage.family_parts import LowResolution, Text
-from twostage.finished import find_larger, learned_tokens, load_tuned, open_base, placed, put_together
+from twostage.finished import find_larger, learned_tokens, load_tuned, open_base, placed, put_together, tune_text
 from twostage.machine import usual_device
 from twostage.method.denoiser import EncodedText, encode_prompts
 from twostage.method.sampling import Encode, assemble, check_steps, draw, read_untouched, reads_whole, text_of
@@ -55,7 +55,7 @@ def draw_finished(
         check_steps(one, options.num_inference_steps)
     _tell_of_size(recipe, base, display)
     if base.family.text_on_host or larger:
-        encode = _encode_first(folder, recipe, base, prompts, display)
+        encode = _encode_first(folder, recipe, base, prompts, strength, display)
         pipeline = put_together(folder, recipe, base, strength, reads=False)
     else:
         pipeline = put_together(folder, recipe, base, strength)
@@ -71,9 +71,15 @@ def draw_finished(
 
 
 def _encode_first(
-    folder: RunFolder, recipe: Recipe, base: Base, prompts: Sequence[tuple[str, str]], display: Display
+    folder: RunFolder,
+    recipe: Recipe,
+    base: Base,
+    prompts: Sequence[tuple[str, str]],
+    strength: float,
+    display: Display,
 ) -> Encode:
     """What the denoiser is told of each prompt, by text encoders that are then forgotten."""
+    tune_text(folder, recipe, base, strength)
     held: dict[str, Any] = {**base.text.encoders}
     held |= {part.tokenizer: base.component(part.tokenizer) for part in base.family.text.values()}
     add_learned(base.family, SimpleNamespace(**held), learned_tokens(folder, recipe, base))

@@ -236,6 +236,18 @@ def load_tuned(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -
     return tuned
 
 
+def tune_text(folder: RunFolder, recipe: Recipe, base: Base, strength: float) -> None:
+    """Give the base's text encoders what a run has taught them, in place, until the base releases them.
+
+    Raises:
+        UserError: as `load_pipeline`.
+    """
+    _check_strength(folder, recipe, strength)
+    for name in tuned_parts(recipe, base):
+        if name in base.family.text:
+            _tune(base.component(name), folder, recipe, base, name, strength)
+
+
 def _check_strength(folder: RunFolder, recipe: Recipe, strength: float) -> None:
     if not 0 <= strength <= 2:
         raise UserError(f"strength {strength:g} is not between 0, the base, and 2; 1 is as trained")

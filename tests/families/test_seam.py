@@ -7,16 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import T5Config, T5EncoderModel
 
+from tests.watching import without
+from twostage.display import Display
 from twostage.families import known_families, load_base
 from twostage.families.stable_diffusion import StableDiffusion
 from twostage.flow import FlowMatching
 from twostage.method.denoiser import checkpoint_gradients
 from twostage.method.sampling import assemble, check_steps
+from twostage.recipe import Recipe, Token
+from twostage.run import generate, train
 
 
 class Flowing(StableDiffusion):
@@ -85,3 +90,20 @@ def test_a_text_encoder_that_recomputes_drops_nothing_out() -> None:
     weights = list(encoder.parameters())
     ours, theirs = (torch.autograd.grad(states.square().sum(), weights) for states in (found, right))
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_text_encoders_that_were_trained_are_asked_on_the_host_too(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There they are asked before the denoiser is read, and then forgotten."""
+    assert tiny_recipe.stage2
+    stage2 = tiny_recipe.stage2.model_copy(update={"train_text_encoder": True, "steps": 2, "learning_rate": 1e-2})
+    run = train(without(tiny_recipe, stage1=None, stage2=stage2, token=Token(placeholder="sks")), tmp_path / "run")
+    drawn = []
+    for on_host, strength in ((False, 1.0), (True, 1.0), (False, 0.5), (True, 0.5)):
+        monkeypatch.setattr(StableDiffusion, "text_on_host", on_host)
+        (picture,) = generate(run, "sks", count=1, num_inference_steps=2, strength=strength, display=Display())
+        drawn.append(np.asarray(picture).astype(int))
+    for beside, on_host in (drawn[:2], drawn[2:]):
+        assert np.abs(beside - on_host).max() <= 1
+    assert np.abs(drawn[0] - drawn[2]).max() > 1
