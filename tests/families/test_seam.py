@@ -20,6 +20,7 @@ from twostage.families.stable_diffusion import StableDiffusion
 from twostage.flow import FlowMatching
 from twostage.method.denoiser import checkpoint_gradients
 from twostage.method.sampling import assemble, check_steps
+from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Recipe, Token
 from twostage.run import generate, train
 
@@ -107,3 +108,16 @@ def test_text_encoders_that_were_trained_are_asked_on_the_host_too(
     for beside, on_host in (drawn[:2], drawn[2:]):
         assert np.abs(beside - on_host).max() <= 1
     assert np.abs(drawn[0] - drawn[2]).max() > 1
+
+
+def test_a_plan_has_text_encoders_that_stay_on_the_host_there(
+    tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for on_host in (False, True):
+        monkeypatch.setattr(StableDiffusion, "text_on_host", on_host)
+        found.append({phase.name: phase for phase in rehearse(tiny_recipe).phases}["stage 1"])
+    size = sum(weight.nbytes for weight in load_base(tiny_recipe.base).text_encoder.parameters())
+    card, host = ([getattr(phase, name) for phase in found] for name in ("allocated", "host"))
+    assert not host[0] and host[1] >= size
+    assert card[0] - card[1] >= size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +69,7 @@ class StorageTrace(TorchDispatchMode):
         self.current = self.peak = self.host = self.host_peak = self.flops = self.half_flops = self.copied = 0
         self._alive: dict[int, tuple[Any, int]] = {}
         self._on_host: dict[int, Any] = {}
+        self._beside = self._computes_beside = False
         self._notes: _Notes | None = None
         self._allocator = CachingAllocator()
 
@@ -83,6 +85,16 @@ class StorageTrace(TorchDispatchMode):
     def reserved(self) -> int:
         """Bytes that a card's caching allocator would hold at the peak since `begin`."""
         return self._allocator.reserved
+
+    @contextmanager
+    def beside_card(self) -> Iterator[None]:
+        """Within it, what is made is made on the host, for nets that compute there. From then on, what is made of
+        nothing but tensors of the host is on the host too."""
+        before, self._beside, self._computes_beside = self._beside, True, True
+        try:
+            yield
+        finally:
+            self._beside = before
 
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that were made before."""
@@ -142,12 +154,11 @@ class StorageTrace(TorchDispatchMode):
             self.copied += out.nbytes if func is TO_HOST else 0
         elif func is _COPY:
             self._see_copy(*args[:2])
-        elif isinstance(out, Tensor):
-            self._see(out)
-        elif isinstance(out, tuple | list):
-            for part in out:
+        else:
+            beside = self._computes_beside and self._is_beside(args)
+            for part in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(part, Tensor):
-                    self._see(part)
+                    self._see(part, beside)
         if formula := _FLOPS.get(func._overloadpacket):
             flops = int(formula(*args, **kwargs, out_val=out))
             self.flops += flops
@@ -155,10 +166,18 @@ class StorageTrace(TorchDispatchMode):
                 self.half_flops += flops
         return out
 
-    def _see(self, tensor: Tensor) -> None:
+    def _is_beside(self, args: Iterable[Any]) -> bool:
+        """Whether what is made of these is on the host."""
+        keys = [value.untyped_storage()._cdata for value in args if isinstance(value, Tensor)]
+        return self._beside or bool(keys) and all(key in self._on_host for key in keys)
+
+    def _see(self, tensor: Tensor, beside: bool = False) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive or key in self._on_host or not size:
+            return
+        if beside:
+            self._see_on_host(tensor)
             return
         self._alive[key] = weakref.ref(storage, lambda _: self._forget(key)), size
         if self._notes:

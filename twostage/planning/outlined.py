@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from twostage.families import Base, absent_parts, known_families, load_base
 from twostage.family_parts import Shown
 from twostage.memory.simulator import without_values
 from twostage.method.examples import Batch, Examples
+from twostage.prompt_states import PromptStates
 from twostage.recipe_errors import nearest
 from twostage.subject.tokens import Placeholder, Placeholders
 
@@ -23,7 +27,13 @@ _BASES = Path(__file__).parent / "bases"
 
 
 class OutlinedBase(Base):
-    """A base whose nets occupy what they would, within a simulation, and hold no values."""
+    """A base whose nets occupy what they would, within a simulation, and hold no values.
+
+    Attributes:
+        beside: what to be within to be on the host, for text encoders that stay there.
+    """
+
+    beside: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
 
     def component(self, name: str) -> Any:
         """As in `Base`."""
@@ -36,7 +46,19 @@ class OutlinedBase(Base):
     def _net(self, name: str) -> Any:
         with _disable_current_modes():  # Values that nobody draws need not be followed.
             net = self.outline(name)
-        return without_values(net)
+        with self.beside() if name in self.family.text else nullcontext():
+            return without_values(net)
+
+    def keep_text_beside(self, beside: Callable[[], AbstractContextManager[None]]) -> None:
+        """Have text encoders be on the host, and compute there."""
+        family, encode = copy(self.family), self.family.encode_text
+
+        def encode_text(*args: Any) -> PromptStates:
+            with beside():
+                return encode(*args)
+
+        vars(family)["encode_text"] = encode_text
+        self.family, self.beside = family, beside
 
     def vocabulary(self, encoder: str) -> int:
         """Rows of a text encoder's embedding table."""

@@ -87,6 +87,8 @@ class Rehearsal(Session):
         self.recipe = recipe.model_copy(update={"mixed_precision": precision, "speed": speed, **stages})
         self._asked = recipe
         base.vae_in_tiles = recipe.memory.vae_tiling
+        if base.family.text_on_host:
+            base.keep_text_beside(trace.beside_card)
         self.base, self._trace, self._known = base, trace, known or Known()
         self.folder, self.display, self.is_main = RunFolder(Path("never written")), Display(), False
         self.accelerator = Accelerator(cpu=True, mixed_precision=precision)
@@ -256,6 +258,7 @@ class Rehearsal(Session):
     def _read_anew(self, name: str) -> Any:
         base = self.base
         found = type(base)(base.source, base.folder, base.family, base.resolution, base.reduction, base.vae_in_tiles)
+        found.beside = base.beside
         return _part(found, name)
 
     @property
