@@ -65,3 +65,10 @@ def test_a_streamed_transformer_answers_as_a_resident_one_and_leaves_no_block_on
         found = answers(net)
     assert all(torch.equal(one, other) for one, other in zip(found, right, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(answers(net), right, strict=True))
+
+
+def test_weights_that_train_are_streamed_though_some_beside_them_cannot_learn() -> None:
+    net = transformer().requires_grad_(True)
+    net.transformer_blocks[-1].attn.add_q_proj.requires_grad_(False)
+    with streamed(net, 1.0, CPU):
+        assert all(block.ff.net[2].weight.isnan().all() for block in net.transformer_blocks)
