@@ -70,6 +70,8 @@ def stock_cascade(bases: dict[str, Path], runs: dict[str, Path], prompt: str, se
     large = IFSuperResolutionPipeline.from_pretrained(
         bases["large"], text_encoder=None, **({"unet": unets["large"]} if "large" in unets else {})
     )
+    for pipeline in (small, large):  # As ours are: torch multiplies by weights that could learn in another way.
+        pipeline.unet.requires_grad_(False)
     if "small" in runs:
         small.tokenizer.add_tokens("<rare>")
         rows = load_file(runs["small"] / "embedding" / "rare.safetensors")["<rare>"]
@@ -218,6 +220,26 @@ def test_class_images_are_drawn_by_both_bases_untouched(
         base.pictures_hash == open_base(recipe.model_copy(update={"low_resolution": str(bases["small"])})).pictures_hash
     )
     assert base.pictures_hash != open_base(recipe).pictures_hash != load_base(recipe.base).content_hash
+
+
+def test_a_card_says_how_pictures_are_enlarged_and_an_export_is_of_what_was_trained(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    card = (runs["large"] / "README.md").read_text(encoding="utf-8")
+    assert "with one given as `image`, and without `noise_level`." in card
+    assert "as `image`" not in (runs["small"] / "README.md").read_text(encoding="utf-8")
+    for name, path in runs.items():
+        result = twostage("export", path, "--to", "diffusers", "--dtype", "float32", "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert "clean_caption=False" in " ".join(result.output.split())
+
+
+def test_what_is_planned_is_planned_without_weights(bases: dict[str, Path]) -> None:
+    for recipe in ("two-stage", "dreambooth-lora"):
+        for base in bases.values():
+            result = twostage("plan", recipe, "--class=backpack", f"--base={base}")
+            assert result.exit_code == 0, result.output
+            assert "stage 2, samples" in result.output
 
 
 def complaint(*arguments: object) -> str:

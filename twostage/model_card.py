@@ -112,13 +112,14 @@ class Card:
         kinds = ["dreambooth"] if self.recipe.stage2 else []
         kinds += ["textual_inversion"] if self._use_of.embeddings else []
         kinds += [self.recipe.adapter.kind] if self._use_of.adapters else []
+        own = ["stable-diffusion"] if self._use_of.family.pipeline.startswith("StableDiffusion") else []
         hub_id = self._base_facts.get("hub_id")
         facts: dict[str, Any] = {
             "base_model": hub_id if hub_id and _is_hub_id(hub_id) else None,
             "base_model_relation": "adapter" if hub_id and not self._use_of.parts else None,
             "library_name": "diffusers",
             "pipeline_tag": "text-to-image",
-            "tags": ["text-to-image", "diffusers", "stable-diffusion", "twostage", *kinds],
+            "tags": ["text-to-image", "diffusers", *own, "twostage", *kinds],
             "instance_prompt": self._prompt,
             "widget": [{"text": text, "output": {"url": url}} for text, url in self._gallery()],
         }
@@ -177,10 +178,15 @@ class Card:
             told.append(f"with {sample.class_guidance:.0%} of the guidance towards the class alone")
         if sample.away_from == "base":
             told.append("away from what the base's denoiser, not the trained one, draws of nothing")
-        if not told:
-            return ""
-        plain = "--class-guidance 0 --away-from own"
-        return f"\n\nThe latter draws {' and '.join(told)}; with `{plain}` pictures are guided as the former's are."
+        plain, lines = "--class-guidance 0 --away-from own", []
+        if recipe.low_resolution:
+            lines = [
+                "The latter enlarges small pictures, drawn with the same prompt and seed by what did in training; the "
+                "former does so with one given as `image`, and without `noise_level`."
+            ]
+        if told:
+            lines += [f"The latter draws {' and '.join(told)}; with `{plain}` pictures are guided as the former's are."]
+        return "".join(f"\n\n{line}" for line in lines)
 
     def _making(self) -> str:
         facts, recipe = self.folder.facts, self.recipe

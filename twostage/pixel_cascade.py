@@ -7,6 +7,7 @@ its variance; of that, training leaves as it is what the pretrained head makes o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from twostage.reading import read_json
 # Of a prompt, that the stock pipelines have T5 read, whatever the tokenizer's own limit.
 TOKENS = 77
 COLOURS = 3
+# Of SentencePiece files: packages, and what they are imported by.
+_READERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
 class PixelStage(Family):
@@ -37,6 +40,8 @@ class PixelStage(Family):
 
     def load(self, folder: Path, name: str) -> Any:
         """As in `Family`; the tokenizer cuts off where the stock pipelines have it do so."""
+        if name in self.tokenizers:
+            _check_readable(folder / name)
         found = super().load(folder, name)
         if name in self.tokenizers:
             found.model_max_length = TOKENS
@@ -69,8 +74,9 @@ class PixelStage(Family):
             max_length=TOKENS,
             truncation=True,
             return_tensors="pt",
-        ).to(encoder.device)
-        return PromptStates(states=encoder(read.input_ids, attention_mask=read.attention_mask)[0])
+        )
+        ids, mask = read.input_ids.to(encoder.device), read.attention_mask.to(encoder.device)
+        return PromptStates(states=encoder(ids, attention_mask=mask)[0])
 
     def channels(self, denoiser: Any) -> int:
         """As in `Family`."""
@@ -102,3 +108,24 @@ class PixelStage(Family):
     def picture_arguments(self, pipeline: Any, drawing: Drawing) -> dict[str, Any]:
         """What a stock pipeline is called with beside prompts, and how pictures are drawn."""
         return {}
+
+
+def _check_readable(tokenizer: Path) -> None:
+    """The published tokenizers are SentencePiece's files, and transformers then asks for what does not help.
+
+    Raises:
+        UserError: what reads them is not installed.
+    """
+    lacking = [name for name, module in _READERS.items() if not _is_installed(module)]
+    if lacking and (tokenizer / "spiece.model").is_file() and not (tokenizer / "tokenizer.json").is_file():
+        raise UserError(
+            f"the tokenizer in {tokenizer} is a SentencePiece file, which {' and '.join(lacking)} read; install them: "
+            "pip install 'twostage[t5]'"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # Of the package that it is in.
+        return False

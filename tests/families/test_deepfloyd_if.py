@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,28 @@ def test_a_tokenizer_of_any_length_is_read_to_77_tokens(
     other = load_base(str(own))
     assert torch.equal(other.encode_text(PROMPTS)["states"], base.encode_text(PROMPTS)["states"])
     assert [reads_whole(other.family, other.text, prompt) for prompt in PROMPTS] == [True, True, True, False]
+
+
+def test_a_tokenizer_that_takes_another_package_to_read_is_refused_with_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published, it is one; what transformers asks for would not help."""
+    own = tmp_path / "base"
+    shutil.copytree(folder, own)
+    (own / "tokenizer" / "tokenizer.json").rename(own / "tokenizer" / "spiece.model")
+    monkeypatch.setattr("twostage.pixel_cascade.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"which sentencepiece and protobuf read; .*'twostage\[t5\]'$"):
+        _ = load_base(str(own)).tokenizer
+
+
+def test_what_a_base_is_known_by_is_its_sentencepiece_file_too(folder: Path, tmp_path: Path) -> None:
+    hashes = set()
+    for content in ("one", "other"):
+        own = tmp_path / content
+        shutil.copytree(folder, own)
+        (own / "tokenizer" / "spiece.model").write_text(content, encoding="utf-8")
+        hashes.add(load_base(str(own)).content_hash)
+    assert len(hashes) == 2
 
 
 def test_pictures_are_those_of_stock_diffusers_alone_and_together(base: Base, stock: IFPipeline) -> None:

@@ -42,7 +42,9 @@ def write(source: Source, options: Options, folder: Path) -> Written:
     # Stock pipelines that can be given tokens write out those of several vectors; the others take what they are told.
     prompt = source.prompt if reads_tokens(source) else written_out(text_of(source.pipeline), source.prompt)
     left_out = "".join(f", {name}=None" for name in _left_out(source))
-    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"{left_out}), and prompt {prompt!r}'])
+    told = "".join(f", {name}={value}" for name, value in family.call_arguments.items())
+    asked = f"and prompt {prompt!r}{told}"
+    return Written([f'load it with: {family.pipeline}.from_pretrained("{{folder}}"{left_out}), {asked}'])
 
 
 def load(source: Source, options: Options, folder: Path) -> DiffusionPipeline:
