@@ -21,6 +21,7 @@ from twostage.display import Display
 from twostage.errors import UserError
 from twostage.evaluating import evaluate
 from twostage.families import load_base
+from twostage.planning.outlined import outline_base
 from twostage.planning.rehearsal import rehearse
 from twostage.recipe import Checkpoints, Data, Memory, Prior, Recipe, Sample, Stage1, Stage2, Token
 from twostage.recipe_evaluation import Evaluation
@@ -270,3 +271,17 @@ def test_a_plan_has_all_of_a_run_and_streams_blocks(recipe: Recipe) -> None:
     found = {phase.name: phase for phase in rehearse(without(recipe, stage2=stage2, memory=memory)).phases}
     assert {"encode", "stage 1", "stage 2"} <= found.keys()
     assert found["stage 1"].work.copied and found["stage 2"].work.copied
+
+
+def test_medium_is_known_by_name_and_of_its_published_size() -> None:
+    base = outline_base("sd3")
+    sizes = {name: sum(weight.numel() for weight in base.outline(name).parameters()) for name in base.family.models}
+    rounded = {name: round(size / 1e6) for name, size in sizes.items()}
+    assert rounded == {
+        "text_encoder": 124,
+        "text_encoder_2": 695,
+        "text_encoder_3": 4762,
+        "vae": 84,
+        "transformer": 2028,
+    }
+    assert (base.resolution, base.multiple, base.family.largest(base.folder)) == (1024, 16, 3072)
