@@ -16,10 +16,12 @@ from benchmarks.random_bases import deepfloyd_if
 from twostage.display import Display
 from twostage.errors import UserError
 from twostage.families import Base, load_base
+from twostage.family_parts import Shown
 from twostage.method.adapter import find_targets
 from twostage.method.embedding import EmbeddingLearner
 from twostage.method.examples import Batch
 from twostage.method.sampling import assemble, draw, reads_whole
+from twostage.planning.outlined import outline_base
 from twostage.recipe import Data, Recipe, Sample, Stage1, Stage2, Token
 from twostage.run import generate, train
 from twostage.subject.tokens import add_placeholder
@@ -101,6 +103,30 @@ def test_what_a_base_is_known_by_is_its_sentencepiece_file_too(folder: Path, tmp
         (own / "tokenizer" / "spiece.model").write_text(content, encoding="utf-8")
         hashes.add(load_base(str(own)).content_hash)
     assert len(hashes) == 2
+
+
+def test_t5_has_one_table_where_its_configuration_says_that_none_is_shared(folder: Path, tmp_path: Path) -> None:
+    """As published."""
+    own = tmp_path / "base"
+    shutil.copytree(folder, own)
+    config = own / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}
+    config.write_text(json.dumps(settings | {"is_encoder_decoder": True}), encoding="utf-8")
+    ours, stock = load_base(str(own)), IFPipeline.from_pretrained(own)
+    assert torch.equal(ours.encode_text(PROMPTS[:1])["states"], stock.encode_prompt(PROMPTS[0], False)[0])
+    assert ours.text_encoder.encoder.embed_tokens is ours.text_encoder.shared
+
+
+def test_t5_works_on_the_host_wherever_the_u_net_is(base: Base) -> None:
+    assert base.text_device(torch.device("cuda")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "side", "multiple"), [("if-i-m", 64, 8), ("if-i-xl", 64, 8), ("if-ii-l", 256, 16)])
+def test_published_bases_are_planned_by_name(name: str, side: int, multiple: int) -> None:
+    base = outline_base(name)
+    assert (base.resolution, base.multiple, base.channels) == (side, multiple, 3)
+    shown = Shown(torch.zeros(3, side, side), (side, side), (side, side))
+    assert bool(base.family.picture_conditions(shown, torch.Generator())) == (side == 256)
 
 
 def test_pictures_are_those_of_stock_diffusers_alone_and_together(base: Base, stock: IFPipeline) -> None:

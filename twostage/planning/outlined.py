@@ -104,7 +104,7 @@ def outline_base(name: str) -> OutlinedBase:
     folder = known[name]
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     family = known_families()[index["_class_name"]].without(absent_parts(index))
-    return OutlinedBase(name, folder, family, *family.resolution(folder))
+    return OutlinedBase(name, folder, family.configured(folder), *family.resolution(folder))
 
 
 def outline_placeholders(base: OutlinedBase, names: list[tuple[str, int]]) -> dict[str, Placeholders]:
