@@ -83,7 +83,9 @@ def test_a_recipe_trains_on_a_family_and_stock_diffusers_draws_the_same_picture(
         display=Display(),
     )
     theirs = told["picture"].images[0]
-    assert np.array_equal(np.asarray(drawn[0]), np.asarray(theirs))
+    ours, stock = (np.asarray(picture, np.int16) for picture in (drawn[0], theirs))
+    # Where tensors lie in memory can move a rounding, and that a colour by one of 255.
+    assert ours.shape == stock.shape and abs(ours - stock).max() <= 1 and stock.std() > 1
 
 
 def shortened(name: str) -> dict[str, object]:
