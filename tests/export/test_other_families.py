@@ -52,7 +52,8 @@ def run(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.T
 def test_a_pipeline_folder_alone_draws_the_subject(run: Path, export: Any) -> None:
     exported = export(run, "diffusers", Options(dtype="float32"))
     (usage,) = exported.usage
-    told = re.fullmatch(r"load it with: (\w+.from_pretrained\(.+\)), and prompt '(.+)'(?:, clean_caption=False)?", usage)
+    how = r"load it with: (\w+.from_pretrained\(.+\)), and prompt '(.+)'(?:, clean_caption=False)?"
+    told = re.fullmatch(how, usage)
     assert told
     call, prompt = told.groups()
     pipeline = eval(f"diffusers.{call}", {"diffusers": diffusers})
