@@ -25,6 +25,8 @@ from twostage.errors import UserError
 from twostage.families import load_base
 from twostage.family import Family
 from twostage.finished import open_base
+from twostage.method.class_images import _DRAWING
+from twostage.method.class_samples import address, torch_seed
 from twostage.recipe import Data, Prior, Recipe, Sample, Stage1, Stage2, Token
 
 PHRASE = "<rare> backpack"
@@ -215,6 +217,7 @@ def test_class_images_are_drawn_by_both_bases_untouched(
         drawn[name] = file
     base = open_base(recipe, untouched=True)
     with Image.open(drawn["cascade"]) as one, Image.open(drawn["alone"]) as other:
+        assert same(one, stock_cascade(bases, {}, "a photo of a backpack", torch_seed(address(_DRAWING, 0, 0))))
         assert not same(one, other)
     assert (
         base.pictures_hash == open_base(recipe.model_copy(update={"low_resolution": str(bases["small"])})).pictures_hash
