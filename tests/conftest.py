@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.random_sd15 import SIZES, write_pipeline
 from twostage.display import Display
+from twostage.processes import forget_accelerators
 from twostage.recipe import Checkpoints, Data, Recipe, Sample, Stage1, Stage2, Token
 
 # Files that take a minute and more: begun last, each would have the other processes wait for it.
@@ -98,6 +99,12 @@ def _imports_are_no_garbage() -> None:
     """Each run collects garbage a few times, and would look through all that was ever imported: half of a tiny run."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_yet() -> None:
+    """Each would take the precision of the one that another test has made."""
+    forget_accelerators()
 
 
 @pytest.fixture(autouse=True)
