@@ -52,10 +52,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class HalfBase(RandomBase):
-    """A base whose denoiser is bfloat16 from the start, as it is kept; prompts are read as they are."""
+    """A base whose denoiser is bfloat16 from the start, as it is kept; and so are text encoders that are larger, unless
+    a token is learned."""
+
+    learns_token = False
 
     def component(self, name: str) -> Any:
-        self.dtype = torch.bfloat16 if name == self.family.denoiser else torch.float32
+        half = name == self.family.denoiser or self.family.text_on_host and not self.learns_token
+        self.dtype = torch.bfloat16 if half else torch.float32
         return super().component(name)
 
 
@@ -104,6 +108,7 @@ def measure(family: str, kind: str, side: int | None, steps: int) -> dict[str, A
         name, base=FAMILIES[family], overrides=options | ({"data.resolution": side} if side is not None else {})
     )
     base = HalfBase.of(recipe.base)
+    base.learns_token = recipe.stage1 is not None
     session = Timed(recipe, base, steps)
     if session.recipe.stage1:
         learn_embedding(session, session.recipe.stage1, base, session.subject)
