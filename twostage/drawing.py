@@ -98,7 +98,7 @@ def _enlarging(larger: Larger, first: LowResolution) -> DiffusionPipeline:
     """The stock pipeline of what enlarges pictures, which needs nothing that reads prompts."""
     run, recipe, base = larger
     nets = load_tuned(run, recipe, base, 1.0) if run and recipe else {}
-    pipeline = placed(base, assemble(base, **nets, **dict.fromkeys((*base.family.text, *base.family.tokenizers))))
+    pipeline = placed(base, assemble(base, **nets, **dict.fromkeys(base.family.readers)))
     first.pipeline.to("cpu")  # It comes for as long as it draws.
     pipeline.low_resolution = first
     return pipeline

@@ -43,6 +43,7 @@ class Family:
         autoencoder: the component that makes latents of pictures; None where the denoiser sees pixels.
         text: its text encoders by the component's name.
         classes: of its other nets by the component's name.
+        output_type: by which stock pipelines give what their denoiser has drawn.
         text_on_host: whether text encoders stay in the host's memory, as is right for those that are larger than the
             denoiser.
         call_arguments: what its stock pipeline is called with beside a prompt and how pictures are drawn, as Python has
@@ -59,6 +60,7 @@ class Family:
     autoencoder: ClassVar[str | None] = "vae"
     text: ClassVar[Mapping[str, TextPart]]
     classes: ClassVar[Mapping[str, Any]] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
+    output_type: ClassVar[str] = "latent"
     text_on_host: ClassVar[bool] = False
     call_arguments: ClassVar[Mapping[str, str]] = {}
     enlarges: ClassVar[str] = ""
@@ -83,6 +85,11 @@ class Family:
     def tokenizers(self) -> tuple[str, ...]:
         """Components that are tokenizers."""
         return tuple(part.tokenizer for part in self.text.values())
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """Components that read prompts."""
+        return (*self.text, *self.tokenizers)
 
     @cached_property
     def components(self) -> tuple[str, ...]:
@@ -264,6 +271,10 @@ class Family:
         """By which names, of however deep dictionaries, a stock pipeline hands its denoiser what prompts come to."""
         return {"encoder_hidden_states": states["states"]}
 
+    def text_device(self, device: torch.device) -> torch.device:
+        """Where text encoders work, if the denoiser does so on `device`."""
+        return torch.device("cpu") if self.text_on_host else device
+
     # ---- the stock pipeline
 
     def build_pipeline(self, folder: Path, **components: Any) -> Any:
@@ -315,12 +326,16 @@ class Family:
         """
         latents: Tensor = pipeline(
             **self.prompt_arguments(states, nothing),
-            latents=drawing.noise,
+            **self.picture_arguments(pipeline, drawing),
             generator=drawing.generators,
             num_inference_steps=drawing.num_inference_steps,
             guidance_scale=drawing.guidance_scale,
             width=drawing.size[0],
             height=drawing.size[1],
-            output_type="latent",
+            output_type=self.output_type,
         ).images
         return latents
+
+    def picture_arguments(self, pipeline: Any, drawing: Drawing) -> dict[str, Any]:
+        """What a stock pipeline is called with to start from."""
+        return {"latents": drawing.noise}

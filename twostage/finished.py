@@ -141,7 +141,7 @@ def _run_or_base(name: str) -> tuple[RunFolder | None, Recipe | None, Base]:
 
 def _silent(base: Base, tuned: tuple[RunFolder, Recipe] | None) -> DiffusionPipeline:
     """A base's stock pipeline, tuned by a run if there is one, without what reads prompts."""
-    nets = dict.fromkeys((*base.family.text, *base.family.tokenizers))
+    nets = dict.fromkeys(base.family.readers)
     return assemble(base, **nets, **(load_tuned(*tuned, base, 1.0) if tuned else {}))
 
 
@@ -205,7 +205,7 @@ def put_together(
     """
     nets = load_tuned(folder, recipe, base, strength)
     if not reads:
-        nets |= dict.fromkeys((*base.family.text, *base.family.tokenizers))
+        nets |= dict.fromkeys(base.family.readers)
     learned = learned_tokens(folder, recipe, base) if reads else None
     return placed(base, assemble(base, embedding=learned or None, **nets))
 

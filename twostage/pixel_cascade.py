@@ -34,6 +34,7 @@ class PixelStage(Family):
     autoencoder = None
     text = {"text_encoder": TextPart("tokenizer", T5EncoderModel, T5Tokenizer, learns=False)}
     classes = {"unet": UNet2DConditionModel}
+    output_type = "pt"
     text_on_host = True
     # Else the pipelines would clean prompts, and <rare> is an HTML tag to them.
     call_arguments = {"clean_caption": "False"}
@@ -93,20 +94,10 @@ class PixelStage(Family):
         """As in `Family`."""
         for generator in drawing.generators:  # The stock pipeline draws the noise itself, and takes none.
             generator.manual_seed(generator.initial_seed())
-        pictures: Tensor = pipeline(
-            **self.prompt_arguments(states, nothing),
-            **self.picture_arguments(pipeline, drawing),
-            generator=drawing.generators,
-            num_inference_steps=drawing.num_inference_steps,
-            guidance_scale=drawing.guidance_scale,
-            width=drawing.size[0],
-            height=drawing.size[1],
-            output_type="pt",
-        ).images
-        return pictures
+        return super().denoise(pipeline, states, nothing, drawing)
 
     def picture_arguments(self, pipeline: Any, drawing: Drawing) -> dict[str, Any]:
-        """What a stock pipeline is called with beside prompts, and how pictures are drawn."""
+        """As in `Family`."""
         return {}
 
 

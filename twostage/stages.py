@@ -212,7 +212,7 @@ def _place_frozen(session: Session, base: Base) -> None:
 def learn_denoiser(session: Session, options: Stage2, base: Base, subject: Subject, prior: ClassSamples | None) -> None:
     """Stage 2, and its result: what it trained, in the layout of diffusers and transformers, or of PEFT."""
     text, family = _text(session, options, base, subject, prior.prompts if prior else []), base.family
-    live = {name: base.component(name) for name in (*family.text, *family.tokenizers)} if trains(text) else {}
+    live = {name: base.component(name) for name in family.readers} if trains(text) else {}
     if not live:
         base.release_text()
     denoiser = base.denoiser
@@ -319,7 +319,7 @@ def _sampler(session: Session, base: Base, subject: Subject, encode: Encode, **l
     side = session.recipe.data.resolution or base.resolution
 
     def draw_samples() -> list[Image.Image]:
-        parts = {family.denoiser: base.denoiser} | (live or dict.fromkeys((*family.text, *family.tokenizers)))
+        parts = {family.denoiser: base.denoiser} | (live or dict.fromkeys(family.readers))
         pipeline, denoiser = assemble(base, **parts), base.denoiser
         with interpreted(denoiser), drawn_in(denoiser, session.device):
             told = None if live else encode

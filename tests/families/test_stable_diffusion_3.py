@@ -32,31 +32,15 @@ CPU = torch.device("cpu")
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `StableDiffusion3Pipeline` folder, 32x32 pixels; never write to it."""
-    folder = tmp_path_factory.mktemp("base") / "sd3"
-    BASES["sd3"](folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def without_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, and its index says that there is no T5."""
-    folder = tmp_path_factory.mktemp("base") / "without"
-    write_pipeline(folder, SIZES["tiny"], t5=False)
-    return folder
-
-
 @pytest.fixture
-def base(folder: Path) -> Base:
-    return load_base(str(folder))
+def base(sd3_folder: Path) -> Base:
+    return load_base(str(sd3_folder))
 
 
 @pytest.mark.parametrize("t5", [True, False])
-def test_states_of_prompts_are_those_of_stock_diffusers(folder: Path, without_t5: Path, t5: bool) -> None:
+def test_states_of_prompts_are_those_of_stock_diffusers(sd3_folder: Path, sd3_without_t5: Path, t5: bool) -> None:
     """Of a prompt that is longer than what CLIP reads, and one that is longer than what T5 does, too."""
-    own = folder if t5 else without_t5
+    own = sd3_folder if t5 else sd3_without_t5
     prompts = ["a photo of a red backpack", "snow " * 120, "snow " * 300]
     base, stock = load_base(str(own)), StableDiffusion3Pipeline.from_pretrained(own, **({} if t5 else NO_T5))
     with torch.no_grad():
@@ -123,8 +107,10 @@ def test_the_loss_is_stock_diffusers_transformers(base: Base, photos: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "value"), [("patch_size", "2"), ("pos_embed_max_size", None), ("patch_size", 0)])
-def test_a_setting_of_another_kind_is_refused_in_one_line(folder: Path, tmp_path: Path, name: str, value: Any) -> None:
-    own = Path(shutil.copytree(folder, tmp_path / "base"))
+def test_a_setting_of_another_kind_is_refused_in_one_line(
+    sd3_folder: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    own = Path(shutil.copytree(sd3_folder, tmp_path / "base"))
     file = own / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {name: value}))
     with pytest.raises(UserError, match=name) as caught:

@@ -14,8 +14,6 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.random_bases.stable_diffusion_3 import SIZES, write_pipeline
-from tests.families.test_stable_diffusion_3 import BASES
 from tests.watching import Watcher, ctrl_c, metrics, without
 from twostage.display import Display
 from twostage.errors import UserError
@@ -34,27 +32,11 @@ ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `StableDiffusion3Pipeline` folder, 32x32 pixels; never write to it."""
-    folder = tmp_path_factory.mktemp("base") / "sd3"
-    BASES["sd3"](folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def without_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, and its index says that there is no T5."""
-    folder = tmp_path_factory.mktemp("base") / "without"
-    write_pipeline(folder, SIZES["tiny"], t5=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recipe(folder: Path, photos: Path) -> Recipe:
+def recipe(sd3_folder: Path, photos: Path) -> Recipe:
     """Both stages, a token of two vectors, and no pictures."""
     return Recipe(
         name="sd3",
-        base=str(folder),
+        base=str(sd3_folder),
         data=Data(photos=photos, class_noun="backpack"),
         token=Token(initializer="red", num_vectors=2),
         stage1=Stage1(steps=4, learning_rate=5e-2, batch_size=2),
@@ -110,14 +92,14 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.abs(one - other).max() <= 1)
 
 
-def test_a_run_keeps_all_three_rows_in_one_file(trained: Path, folder: Path) -> None:
+def test_a_run_keeps_all_three_rows_in_one_file(trained: Path, sd3_folder: Path) -> None:
     rows = load_file(trained / "embedding" / "rare.safetensors")
     assert {key: tuple(value.shape) for key, value in rows.items()} == {
         "clip_l": (2, 16),
         "clip_g": (2, 16),
         "t5xxl": (2, 32),
     }
-    start = load_base(str(folder))
+    start = load_base(str(sd3_folder))
     for name, key in ENCODERS.items():
         tokenizer, table = start.tokenizers[name], start.component(name).get_input_embeddings().weight
         (red,) = tokenizer("red", add_special_tokens=False).input_ids
@@ -155,22 +137,22 @@ def test_another_run_takes_the_token_of_all_three_text_encoders(recipe: Recipe, 
     assert_same(train(recipe, tmp_path / "run", token_from=trained, display=Display()), trained)
 
 
-def test_all_of_the_transformer_learns_but_what_goes_no_further(trained: Path, folder: Path) -> None:
+def test_all_of_the_transformer_learns_but_what_goes_no_further(trained: Path, sd3_folder: Path) -> None:
     ours, start = (
-        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors") for path in (trained, folder)
+        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors") for path in (trained, sd3_folder)
     )
     same = {name for name in start if torch.equal(ours[name], start[name])}
     asking = {f"transformer_blocks.1.attn.add_q_proj.{part}" for part in ("weight", "bias")}
     assert same == {"pos_embed.pos_embed"} | asking
 
 
-def test_text_encoders_that_learn_are_the_two_clips(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+def test_text_encoders_that_learn_are_the_two_clips(recipe: Recipe, sd3_folder: Path, tmp_path: Path) -> None:
     assert recipe.stage2
     stage2 = recipe.stage2.model_copy(update={"train_text_encoder": True, "steps": 2})
     run = train(without(recipe, stage2=stage2), tmp_path / "run", display=Display())
     assert {path.name for path in run.glob("text_encoder*")} == {"text_encoder", "text_encoder_2"}
     for part in ("text_encoder", "text_encoder_2"):
-        ours, start = (load_file(path / part / "model.safetensors") for path in (run, folder))
+        ours, start = (load_file(path / part / "model.safetensors") for path in (run, sd3_folder))
         same = {name for name in start if torch.equal(ours[name], start[name])}
         assert all(name.endswith(("token_embedding.weight", "position_ids")) for name in same)
     assert alike(drawn_by(stock_of(run)), drawn_from(run))
@@ -226,9 +208,9 @@ def test_what_weighs_the_loss_and_draws_the_levels_is_used(recipe: Recipe, train
 
 
 def test_a_base_without_t5_is_trained_and_drawn_without(
-    recipe: Recipe, trained: Path, without_t5: Path, tmp_path: Path
+    recipe: Recipe, trained: Path, sd3_without_t5: Path, tmp_path: Path
 ) -> None:
-    run = train(without(recipe, base=str(without_t5)), tmp_path / "run", display=Display())
+    run = train(without(recipe, base=str(sd3_without_t5)), tmp_path / "run", display=Display())
     assert load_file(run / "embedding" / "rare.safetensors").keys() == {"clip_l", "clip_g"}
     pipeline = stock_of(run)
     assert pipeline.text_encoder_3 is None
@@ -237,12 +219,12 @@ def test_a_base_without_t5_is_trained_and_drawn_without(
         train(recipe, tmp_path / "other", token_from=run, display=Display())
 
 
-def test_strength_goes_from_the_base_to_what_was_trained(trained: Path, folder: Path) -> None:
+def test_strength_goes_from_the_base_to_what_was_trained(trained: Path, sd3_folder: Path) -> None:
     none, half, whole = (drawn_from(trained, strength=strength) for strength in (0.0, 0.5, 1.0))
     assert not alike(none, half) and not alike(half, whole)
     pipeline = stock_of(trained)
     assert alike(drawn_by(pipeline), whole)
-    pipeline.transformer = StableDiffusion3Pipeline.from_pretrained(folder).transformer
+    pipeline.transformer = StableDiffusion3Pipeline.from_pretrained(sd3_folder).transformer
     assert alike(drawn_by(pipeline), none)
 
 

@@ -71,7 +71,7 @@ class Base:
 
     def release_text(self) -> None:
         """Forget all that reads prompts."""
-        self.release(*self.family.text, *self.family.tokenizers)
+        self.release(*self.family.readers)
 
     def component(self, name: str) -> Any:
         """One of the family's components, loaded when it is first asked for."""
@@ -170,7 +170,7 @@ class Base:
 
     def text_device(self, device: torch.device) -> torch.device:
         """Where text encoders work, if the denoiser does so on `device`."""
-        return torch.device("cpu") if self.family.text_on_host else device
+        return self.family.text_device(device)
 
     def pipeline(self, **components: Any) -> Any:
         """The stock pipeline, with some components in place of the base's own; None leaves one out.

@@ -145,13 +145,20 @@ def encode_visiting(
         device: of the denoiser.
         with_nothing: have what stands for no prompt in the first row.
     """
+    states, nothing = _read(base.family, base.text, prompts, device, with_nothing)
+    return joined([nothing, states]) if nothing else states
+
+
+def _read(
+    family: Family, text: Text, prompts: Sequence[str], device: torch.device, with_nothing: bool
+) -> tuple[PromptStates, PromptStates | None]:
+    """States of prompts and, if wanted, of nothing, on the device; text encoders visit where they are to work."""
     with ExitStack() as within:
-        for encoder in base.text.encoders.values():
-            within.enter_context(visiting(encoder, base.text_device(device)))
-        states = base.encode_text(prompts)
-        if with_nothing:
-            states = joined([base.family.nothing(base.text), states])
-    return states.to(device)
+        for encoder in text.encoders.values():
+            within.enter_context(visiting(encoder, family.text_device(device)))
+        found = family.encode_text(text, prompts)
+        nothing = family.nothing(text) if with_nothing else None
+    return found.to(device), nothing.to(device) if nothing else None
 
 
 def draw(  # noqa: PLR0913  Each is another thing, and most are left out most of the time.
@@ -263,13 +270,9 @@ def _encode(
 ) -> tuple[PromptStates, PromptStates | None]:
     """States of the prompts and, where they guide, as many of nothing."""
     if encode is None:
-        family, text = family_of(pipeline), text_of(pipeline)
-        with ExitStack() as within:
-            for encoder in text.encoders.values():
-                within.enter_context(visiting(encoder, torch.device("cpu") if family.text_on_host else device))
-            found = family.encode_text(text, [written_out(text, prompt) for prompt in prompts])
-            empty = family.nothing(text) if guided else None
-        return found.to(device), empty.to(device).repeated(len(prompts)) if empty else None
+        text = text_of(pipeline)
+        found, empty = _read(family_of(pipeline), text, [written_out(text, one) for one in prompts], device, guided)
+        return found, empty.repeated(len(prompts)) if empty else None
     states = encode([*prompts, ""]).to(device, torch.float32)
     nothing = states.rows(slice(-1, None)).repeated(len(prompts)) if guided else None
     return states.rows(slice(-1)), nothing
@@ -284,8 +287,7 @@ def _drawing(
     spans = side // getattr(pipeline, "vae_scale_factor", 1)
     shape = (1, family.channels(denoiser), spans, spans)
     # In the text encoder's number format, as usual: without one, the pipeline would take the U-Net's.
-    dtype = states["states"].dtype
-    noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
+    noise = [torch.randn(shape, generator=generator, dtype=states["states"].dtype) for generator in generators]
     start = torch.cat(noise).to(denoiser.device)
     return Drawing(start, generators, options.num_inference_steps, options.guidance_scale, (side, side))
 
